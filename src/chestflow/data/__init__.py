@@ -1,0 +1,1 @@
+"""Manifests, splits, packs and the embedded phantom cohort."""

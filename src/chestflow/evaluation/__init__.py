@@ -1,0 +1,1 @@
+"""Metrics, intervals, calibration, localisation and the report."""

@@ -1,0 +1,1 @@
+"""Reading DICOM, NIfTI and PNG; intensities; regions; class activation maps."""

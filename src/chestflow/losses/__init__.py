@@ -1,0 +1,1 @@
+"""Loss functions: pure, computed in float32, with documented empty cases."""

@@ -1,0 +1,1 @@
+"""Network building blocks. Nothing here knows about files."""

@@ -1,0 +1,1 @@
+"""Lungs and infection: masks on the original grid."""

@@ -1,0 +1,1 @@
+"""The served model and the way from a file to an answer."""

@@ -1,0 +1,112 @@
+"""A phase of training: what trains, what is frozen, on which loss, with which optimiser, sampler and monitor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+
+@dataclass
+class Batch:
+    """One batch on the network's device.
+
+    Attributes:
+        image: float32 (B, 1, H, W) grey values in [0, 255], or (B, 1, D, H, W) in HU. Never normalised: the network's
+            input layer does that.
+        target: int64 (B,), the class index; -1 where the label is withheld (role test).
+        lung: float32 {0, 1} of image's shape, or None where the pack has none.
+        infection: float32 {0, 1} of image's shape, or None.
+        has_infection: bool (B,), whether an infection mask exists for the sample (an existing mask may be empty).
+        ratio: float32 (B,), infection / lung volume on the original grid; NaN where unknown.
+        rows: int64 (B,), positions in the pack.
+    """
+
+    image: Tensor
+    target: Tensor
+    lung: Tensor | None
+    infection: Tensor | None
+    has_infection: Tensor
+    ratio: Tensor
+    rows: Tensor
+
+
+#: (network, batch, generator) -> {"loss": scalar to descend, other names: scalars to log}
+LossFunction = Callable[[nn.Module, Batch, torch.Generator], dict[str, Tensor]]
+#: (training table with columns row, target, ratio; batch size; generator) -> batches of positions in that table, one
+#: epoch a call
+Sampler = Callable[[pd.DataFrame, int, torch.Generator], Iterator[Sequence[int]]]
+Augmentation = Callable[[Batch, torch.Generator], Batch]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """One phase; the engine runs a method's phases in order.
+
+    Attributes:
+        name: stands in metrics, checkpoints and history.
+        loss: see :data:`LossFunction`; computed in float32 inside under mixed precision.
+        optimiser: parameters that train -> optimiser.
+        sampler: one of :mod:`chestflow.training.samplers`.
+        schedule: optimiser -> learning-rate scheduler stepped once an epoch; None keeps the rate.
+        epochs: upper bound.
+        batch_size: samples a step over all processes; with ``accumulate`` it is split into that many micro-batches.
+        trains: prefixes of the parameter names that train; () trains everything. The rest has gradients off **and**
+            stays in eval mode.
+        augment: train role only, on the device, before the loss.
+        prepare: called once before the first step with the network and the training batches (no augmentation), for
+            initialisations that need data, such as k-means centres.
+        monitor: tune-role metric that chooses the best epoch: auroc, macro_f1, macro_sensitivity, accuracy (higher
+            is better) or loss (lower is better).
+        patience: epochs without improvement before the phase ends; None never ends it early.
+        accumulate: micro-batches a step.
+        clip_norm: gradient norm bound; None does not clip.
+    """
+
+    name: str
+    loss: LossFunction
+    optimiser: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+    sampler: Sampler
+    epochs: int
+    batch_size: int
+    schedule: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler] | None = None
+    trains: tuple[str, ...] = ()
+    augment: Augmentation | None = None
+    prepare: Callable[[nn.Module, Iterator[Batch]], None] | None = None
+    monitor: str = "auroc"
+    patience: int | None = None
+    accumulate: int = 1
+    clip_norm: float | None = None
+    tags: dict[str, str] = field(default_factory=dict)
+
+
+def trainable(network: nn.Module, phase: Phase) -> list[tuple[str, nn.Parameter]]:
+    """The named parameters that a phase trains; an unknown prefix raises ``ValueError``."""
+    named = list(network.named_parameters())
+    for prefix in phase.trains:
+        if not any(name == prefix or name.startswith(prefix + ".") for name, _ in named):
+            raise ValueError(f"phase {phase.name} trains {prefix!r}, which the network does not have")
+    if not phase.trains:
+        return named
+    return [(n, p) for n, p in named if any(n == t or n.startswith(t + ".") for t in phase.trains)]
+
+
+def apply_freezing(network: nn.Module, phase: Phase) -> list[nn.Parameter]:
+    """Put the network in the phase's state: what trains in train mode with gradients, the rest frozen in eval mode.
+
+    A frozen module's batch-norm statistics stay as they are, because it is in eval mode and not only without gradients.
+    """
+    names = {name for name, _ in trainable(network, phase)}
+    network.train()
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(name in names)
+    if phase.trains:
+        for name, module in network.named_modules():
+            inside = any(name == t or name.startswith(t + ".") for t in phase.trains)
+            above = any(t.startswith(name + ".") or name == "" for t in phase.trains)
+            if not inside and not above:
+                module.training = False
+    return [p for n, p in network.named_parameters() if n in names]

@@ -1,0 +1,1 @@
+"""Optuna studies on the tune role."""

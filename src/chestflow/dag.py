@@ -1,0 +1,106 @@
+"""The tables that dvc.yaml iterates over, and the source files that each stage's code is made of.
+
+DVC's templates cannot nest (``${runs.${item}.recipe}``), so `chestflow config` writes one table a family of stages into
+the ``dag`` section of params.yaml: run x fold for training, name x fold for tuning, and so on. Each stage checks at its
+start that the tables still follow from the rest of params.yaml.
+"""
+
+from __future__ import annotations
+
+import ast
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import chestflow
+from chestflow.config import Params
+from chestflow.errors import ConfigError
+
+SOURCE = Path(chestflow.__file__).parent
+#: How many files of its own a method may import besides what every training stage imports (slots in dvc.yaml).
+CODE_SLOTS = 12
+#: Not listed as stage deps: their values reach DVC as params, or they only shape messages and records, never an out.
+NOT_CODE = ("__init__.py", "config.py", "dag.py", "errors.py", "tracking/", "cli/")
+
+
+def _modules(tree: ast.AST) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in found if name.split(".")[0] == "chestflow"}
+
+
+@cache
+def _imports(file: Path) -> frozenset[Path]:
+    files = set()
+    for module in _modules(ast.parse(file.read_text())):
+        path = SOURCE.joinpath(*module.split(".")[1:])
+        for candidate in (path.with_suffix(".py"), path / "__init__.py"):
+            if candidate.is_file():
+                files.add(candidate)
+    return frozenset(files)
+
+
+def closure(file: Path) -> set[str]:
+    """Files of the package that ``file`` imports, directly or not, imports inside functions included.
+
+    Returns:
+        Paths relative to the package (``nn/netvlad.py``), without those in :data:`NOT_CODE`.
+    """
+    seen: set[Path] = set()
+    todo = [file]
+    while todo:
+        for found in _imports(todo.pop()) - seen:
+            relative = found.relative_to(SOURCE).as_posix()
+            seen.add(found)
+            if not relative.startswith(NOT_CODE):
+                todo.append(found)
+    names = {path.relative_to(SOURCE).as_posix() for path in seen}
+    return {name for name in names if not name.startswith(NOT_CODE) and not name.endswith("__init__.py")}
+
+
+def method_code(method: str) -> list[str]:
+    """The files a method adds to what every training stage imports, its own first, padded to :data:`CODE_SLOTS`.
+
+    Raises:
+        ConfigError: the method imports more files than dvc.yaml has slots for.
+    """
+    own = SOURCE / "methods" / f"{method}.py"
+    common = closure(SOURCE / "training" / "run.py")
+    files = [f"methods/{method}.py", *sorted(closure(own) - common - {f"methods/{method}.py"})]
+    if len(files) > CODE_SLOTS:
+        raise ConfigError(f"method {method} imports {len(files)} files; dvc.yaml has slots for {CODE_SLOTS}: add slots")
+    paths = [f"src/chestflow/{name}" for name in files]
+    return paths + [paths[0]] * (CODE_SLOTS - len(paths))
+
+
+def tables(params: Params) -> dict[str, Any]:
+    """The ``dag`` section that follows from the rest of the parameters."""
+    train, tune, ensemble, evaluate = {}, {}, {}, {}
+    for fold in params.folds:
+        for name, run in params.runs.items():
+            item = {"run": name, "fold": fold, "task": run.task, "recipe": run.recipe, "code": method_code(run.method)}
+            train[f"{name}-{fold}"] = item
+        for name, joined in params.ensembles.items():
+            item = {"name": name, "fold": fold, "uniform": joined.uniform, "balanced": joined.balanced}
+            ensemble[f"{name}-{fold}"] = item
+        for name in [*params.runs, *params.ensembles]:
+            tune[f"{name}-{fold}"] = {"name": name, "fold": fold}
+    for name, run in params.runs.items():
+        evaluate[name] = {"name": name, "first": name, "second": name, "recipe": run.recipe}
+    for name, joined in params.ensembles.items():
+        recipe = params.runs[joined.uniform].recipe
+        evaluate[name] = {"name": name, "first": joined.uniform, "second": joined.balanced, "recipe": recipe}
+    recipes = sorted({run.recipe for run in params.runs.values()})
+    return {"recipes": recipes, "train": train, "tune": tune, "ensemble": ensemble, "evaluate": evaluate}
+
+
+def require_current(params: Params) -> None:
+    """Raise :class:`ConfigError` when the ``dag`` section does not follow from the rest of params.yaml."""
+    if params.dag != tables(params):
+        raise ConfigError(
+            "params.yaml: its dag section does not follow from runs, ensembles and folds: run `chestflow config --sync`"
+        )

@@ -1,0 +1,22 @@
+"""Stage segment: lung and infection masks on the original grid, and the infection ratio."""
+
+from pathlib import Path
+
+from chestflow.config import load
+from chestflow.errors import one_line_errors
+from chestflow.files import read_parquet
+from chestflow.segmentation.run import segment
+
+OUT = Path("out")
+
+
+def main() -> None:
+    params = load()
+    manifest, splits, groups = (read_parquet(OUT / f"{name}.parquet") for name in ("manifest", "splits", "groups"))
+    splits = splits[splits["fold"].isin(params.folds)]
+    segment(manifest, splits, groups, params.segment, OUT, seed=params.seed, threads=params.engine.threads)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

@@ -1,0 +1,74 @@
+"""dvc.yaml lists what each stage's code is made of, and params.yaml fits it."""
+
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from chestflow import dag
+from chestflow.config import load
+from chestflow.methods import registry
+
+STAGES = yaml.safe_load((Path(__file__).parents[2] / "dvc.yaml").read_text())["stages"]
+
+
+def _body(stage: dict) -> dict:
+    return stage.get("do", stage)
+
+
+def _listed(stage: dict) -> set[str]:
+    return {dep.removeprefix("src/chestflow/") for dep in _body(stage)["deps"] if dep.startswith("src/chestflow/")}
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_each_stage_lists_its_script_and_all_that_it_imports(repository: Path, name: str) -> None:
+    script = f"stages/{name}.py"
+    assert script in _body(STAGES[name])["deps"]
+    imported = dag.closure(repository / script)
+    listed = _listed(STAGES[name])
+    folders = tuple(d + "/" for d in listed if (dag.SOURCE / d).is_dir())
+    missing = {f for f in imported if f not in listed and not (folders and f.startswith(folders))}
+    assert not missing, f"dvc.yaml: stage {name} lacks {sorted(missing)}"
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_no_stage_lists_code_that_it_does_not_import(repository: Path, name: str) -> None:
+    imported = dag.closure(repository / f"stages/{name}.py")
+    idle = {f for f in _listed(STAGES[name]) if f.endswith(".py") and "${" not in f and f not in imported}
+    assert not idle, f"dvc.yaml: stage {name} lists {sorted(idle)}, which it does not import"
+
+
+@pytest.mark.parametrize("method", registry.names())
+def test_a_methods_code_reaches_its_training_stage(repository: Path, method: str) -> None:
+    files = dag.method_code(method)
+    assert len(files) == dag.CODE_SLOTS
+    assert files[0] == f"src/chestflow/methods/{method}.py"
+    assert all((repository / file).is_file() for file in files)
+    slots = [d for d in _body(STAGES["train"])["deps"] if re.fullmatch(r"\$\{item\.code\[\d+\]\}", d)]
+    assert len(slots) == dag.CODE_SLOTS
+    others = set(registry.names()) - {method}
+    assert not {f for f in files if Path(f).stem in others and "/methods/" in f}
+
+
+def test_closure_follows_late_imports(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("def f():\n    from chestflow.nn.output import Output\n    return Output\n")
+    assert dag.closure(script) == {"nn/output.py"}
+
+
+def test_git_ignores_every_out_and_no_code(repository: Path) -> None:
+    ignored = (repository / ".gitignore").read_text().splitlines()
+    outs = [out for stage in STAGES.values() for out in _body(stage).get("outs", [])]
+    assert outs
+    assert all(out.startswith("out/") for out in outs)
+    assert "/out/" in ignored
+
+
+def test_params_reach_dvc(repository: Path) -> None:
+    params = load(repository / "params.yaml")
+    dag.require_current(params)
+    top = set(yaml.safe_load((repository / "params.yaml").read_text()))
+    used = {p.split(".")[0] for stage in STAGES.values() for p in _body(stage).get("params", [])}
+    assert used <= top
+    assert top - used <= {"dag", "promote"}, "a section that no stage depends on changes nothing when it is edited"

@@ -43,6 +43,17 @@ class GateRefused(ChestflowError):
 
 
 @contextmanager
+def naming_image(image_id: str, doing: str) -> Iterator[None]:
+    """Let a failure with one image among thousands name it, by its identity and never by its path."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise DataError(f"image {image_id}: its file is gone: put it back, or run `dvc repro` from ingest") from None
+    except ChestflowError as error:
+        raise DataError(f"image {image_id} cannot be {doing}: {error}") from None
+
+
+@contextmanager
 def one_line_errors() -> Iterator[None]:
     """Turn a :class:`ChestflowError`, a full disk or a refused path into one line on stderr and an exit code."""
     try:

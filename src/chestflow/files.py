@@ -10,11 +10,12 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any
 
 from chestflow.errors import DataError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @contextmanager
@@ -71,6 +72,8 @@ def read_parquet(path: Path) -> pd.DataFrame:
     """Read a parquet table; a missing one raises :class:`DataError` naming it."""
     if not Path(path).exists():
         raise DataError(f"{path} is missing: run `dvc repro` (or `make repro`) to make it")
+    import pandas as pd  # here, so that worker processes which only write files start without it
+
     return pd.read_parquet(path)
 
 

@@ -6,7 +6,7 @@ image that later stages print.
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 import pandas as pd
 
@@ -69,8 +69,7 @@ def conform(frame: pd.DataFrame) -> pd.DataFrame:
     if unknown:
         raise DataError(f"manifest has unknown columns {unknown}; known are {list(COLUMNS)}")
     frame = frame.reindex(columns=list(COLUMNS))
-    for name, dtype in COLUMNS.items():
-        frame[name] = frame[name].astype("object" if dtype == "object" else dtype)
+    frame = frame.astype(cast(Any, COLUMNS))
     for column, known in (("label", LABELS), ("modality", MODALITIES)):
         bad = sorted(set(frame[column].dropna()) - set(known))
         if bad:

@@ -1,0 +1,85 @@
+"""Mask files: one per image on its original grid, bit 1 lung, bit 2 infection; the same mask gives the same bytes."""
+
+from __future__ import annotations
+
+import gzip
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from chestflow.errors import DataError
+from chestflow.files import atomic_path
+
+LUNG = np.uint8(1)
+INFECTION = np.uint8(2)
+
+
+def compose(lung: NDArray[np.bool_] | None, infection: NDArray[np.bool_] | None) -> NDArray[np.uint8] | None:
+    """Bits of the two masks, (H, W) or (D, H, W); None where both are unknown."""
+    known = [(mask, bit) for mask, bit in ((lung, LUNG), (infection, INFECTION)) if mask is not None]
+    if not known:
+        return None
+    bits = np.zeros(known[0][0].shape, dtype=np.uint8)
+    for mask, bit in known:
+        bits[mask] |= bit
+    return bits
+
+
+def find(folder: Path, image_id: str) -> Path | None:
+    """The mask file of an image, or None."""
+    for ending in (".png", ".nii.gz"):
+        path = folder / f"{image_id}{ending}"
+        if path.exists():
+            return path
+    return None
+
+
+def write(folder: Path, image_id: str, bits: NDArray[np.uint8], spacing_mm: tuple[float, ...] | None = None) -> Path:
+    """Write (H, W) as PNG or (D, H, W) as NIfTI; lossless, fast compression, no time stamp.
+
+    Args:
+        folder: where masks lie.
+        image_id: names the file.
+        bits: values 0 to 3, in the readers' orientation.
+        spacing_mm: (z, y, x) of a volume. Its origin is left at zero: the pair of image and mask is by image_id.
+    """
+    path = folder / f"{image_id}{'.png' if bits.ndim == 2 else '.nii.gz'}"
+    if bits.ndim == 2:
+        done, encoded = cv2.imencode(".png", bits, [cv2.IMWRITE_PNG_COMPRESSION, 1])
+        if not done:
+            raise DataError(f"the mask of image {image_id} could not be encoded")
+        content = encoded.tobytes()
+    else:
+        import nibabel
+
+        z, y, x = spacing_mm or (1.0, 1.0, 1.0)
+        # NIfTI counts x towards the right and y towards the front; ours go left and back
+        picture = nibabel.Nifti1Image(np.asfortranarray(bits.transpose(2, 1, 0)), np.diag([-x, -y, z, 1.0]))
+        content = gzip.compress(picture.to_bytes(), 1, mtime=0)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+    return path
+
+
+def read(path: Path) -> NDArray[np.uint8]:
+    """Bits as :func:`write` wrote them.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    name = path.name.split(".")[0]
+    if path.suffix == ".png":
+        bits = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+        if bits is None or bits.ndim != 2:
+            raise DataError(f"the mask of image {name} is damaged: run the stage `segment` again")
+        return bits.astype(np.uint8)
+    import nibabel
+    from nibabel.filebasedimages import ImageFileError
+
+    try:
+        picture = nibabel.Nifti1Image.from_bytes(gzip.decompress(path.read_bytes()))
+        return np.ascontiguousarray(np.asarray(picture.dataobj, dtype=np.uint8).transpose(2, 1, 0))
+    except (EOFError, OSError, ValueError, ImageFileError):
+        raise DataError(f"the mask of image {name} is damaged: run the stage `segment` again") from None

@@ -1,0 +1,160 @@
+"""Stage segment: lung and infection masks on the original grid, and the infection ratio before any resampling.
+
+Lungs: the source's masks where it gives them (on CT only if asked for), else a threshold on CT volumes and a small
+U-Net on X-rays (:mod:`.fitting` says on which images it may train). Infection: one provider, chosen by name.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from chestflow.errors import naming_image
+from chestflow.files import write_json, write_parquet
+from chestflow.parallel import ordered_map
+from chestflow.segmentation import masks as mask_files
+from chestflow.segmentation.lungs import segment_ct
+from chestflow.segmentation.reading import PROVIDERS, Item, Mask, items_of, read_small
+
+if TYPE_CHECKING:
+    from chestflow.config import Segment
+    from chestflow.segmentation.fitting import Fitted
+
+RATIO_COLUMNS = {
+    "image_id": "str",
+    "lung_ml": "float64",
+    "infection_ml": "float64",
+    "ratio": "float64",
+    "has_lung": "bool",
+    "has_infection": "bool",
+    "lung_from": "str",
+    "infection_from": "str",
+}
+
+
+def segment(
+    manifest: pd.DataFrame,
+    splits: pd.DataFrame,
+    groups: pd.DataFrame,
+    settings: Segment,
+    out: Path,
+    *,
+    seed: int,
+    threads: int = 2,
+    workers: int | None = None,
+    provider: str = "source",
+) -> None:
+    """Write ``out/segment``: masks/, ratio.parquet, and the X-ray segmenter with its Dice where one is trained.
+
+    Args:
+        manifest: all images.
+        splits: the cohorts' roles in the folds that are trained.
+        groups: image_id and group_id.
+        settings: section ``segment`` of params.yaml.
+        out: the folder of all stages' outs.
+        seed: of the X-ray segmenter.
+        threads: CPU threads of its training, pinned.
+        workers: processes; None takes one per core.
+        provider: whose infection masks; a name of :data:`.reading.PROVIDERS`.
+
+    Raises:
+        DataError: an image or mask cannot be read (named by image_id), or sets without lung masks shall train.
+    """
+    final, folder = out / "segment", out / ".segment.partial"
+    shutil.rmtree(folder, ignore_errors=True)
+    (folder / "masks").mkdir(parents=True)
+    try:
+        fitted = None
+        if settings.cxr_lungs.sets:
+            from chestflow.segmentation.fitting import fit
+
+            fitted = fit(manifest, splits, groups, settings.cxr_lungs, seed=seed, threads=threads, workers=workers)
+            from chestflow.segmentation.cxr_lungs import save
+
+            save(fitted.final, folder / "cxr_lungs.safetensors")
+            write_json(folder / "cxr_lungs.json", fitted.evidence)
+        items = items_of(manifest)
+        later = [item for item in items if fitted is not None and item.modality == "cxr" and not item.lung_mask]
+        now = sorted(set(items) - set(later), key=lambda item: item.image_id)
+        work = partial(_segment_one, settings=settings, folder=folder / "masks", provider=provider)
+        rows = list(ordered_map(work, now, workers))
+        if fitted is not None:
+            rows += _segment_by_network(later, fitted, folder / "masks", provider, workers)
+        table = pd.DataFrame(rows, columns=list(RATIO_COLUMNS)).astype(RATIO_COLUMNS)
+        write_parquet(folder / "ratio.parquet", table.sort_values("image_id", ignore_index=True))
+        if final.exists():
+            shutil.rmtree(final)
+        folder.rename(final)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _segment_one(item: Item, settings: Segment, folder: Path, provider: str) -> dict[str, Any]:
+    """Masks and ratio of one image without a network; runs in a worker."""
+    from chestflow.imaging.read import read_mask, read_radiograph, read_volume
+
+    with naming_image(item.image_id, "segmented"):
+        spacing, hu = None, None
+        if item.modality == "ct_volume":
+            volume = read_volume(Path(item.path))
+            hu, spacing, shape = volume.hu, volume.spacing_mm, volume.hu.shape
+        else:
+            shape = read_radiograph(Path(item.path)).pixels.shape
+        infection = PROVIDERS[provider](item, shape)
+        lung, lung_from = None, "none"
+        if item.lung_mask and (hu is None or settings.ct_prefer_source):
+            lung, lung_from = read_mask(item.lung_mask, shape), "source"
+        elif hu is not None and spacing is not None:
+            lung = segment_ct(hu, spacing, settings.ct_lung_threshold_hu, settings.ct_closing_mm)
+            lung_from = "threshold"
+    return _finish(item.image_id, lung, lung_from, infection, provider, spacing, folder)
+
+
+def _segment_by_network(
+    items: list[Item], fitted: Fitted, folder: Path, provider: str, workers: int | None
+) -> Iterator[dict[str, Any]]:
+    """Masks and ratio of X-rays without source masks: workers read, this process predicts."""
+    from chestflow.segmentation.cxr_lungs import outline, probabilities
+
+    read = ordered_map(partial(read_small, size=fitted.final.size, provider=provider), items, workers)
+    for item, (square, shape, infection) in zip(items, read, strict=True):
+        lung = outline(probabilities(fitted.for_image(item.image_id), square[None])[0], shape)
+        yield _finish(item.image_id, lung, "unet", infection, provider, None, folder)
+
+
+def _finish(
+    image_id: str,
+    lung: Mask | None,
+    lung_from: str,
+    infection: Mask | None,
+    provider: str,
+    spacing: tuple[float, float, float] | None,
+    folder: Path,
+) -> dict[str, Any]:
+    """Write the mask file and measure it."""
+    if lung is not None and not lung.any():
+        lung, lung_from = None, "none"
+    if lung is not None and infection is not None and lung_from != "source":
+        lung = lung | infection  # an infection lies in the lungs; a dense one looks like chest wall to the segmenters
+    bits = mask_files.compose(lung, infection)
+    if bits is not None:
+        mask_files.write(folder, image_id, bits, spacing)
+    inside = int(lung.sum()) if lung is not None else 0
+    infected = int(infection.sum()) if infection is not None else 0
+    millilitres = math.prod(spacing) / 1000.0 if spacing is not None else math.nan
+    return {
+        "image_id": image_id,
+        "lung_ml": inside * millilitres if lung is not None else math.nan,
+        "infection_ml": infected * millilitres if infection is not None else math.nan,
+        "ratio": infected / inside if lung is not None and infection is not None else math.nan,
+        "has_lung": lung is not None,
+        "has_infection": infection is not None,
+        "lung_from": lung_from,
+        "infection_from": provider if infection is not None else "none",
+    }

@@ -45,7 +45,7 @@ def _with(values: dict, path: str, value: object) -> dict:
         ("tasks.covid_vs_rest.classes", {"covid19": ["covid19"]}, "at least two classes"),
         ("tasks.covid_vs_rest.classes", {"covid19": ["covid19"], "rest": ["normal"]}, "last class must be covid19"),
         ("tasks.covid_vs_rest.classes", {"rest": ["covid19"], "covid19": ["covid19"]}, "stands in two classes"),
-        ("tasks.covid_vs_rest.classes", {"rest": ["healthy"], "covid19": ["covid19"]}, "tasks.covid_vs_rest.classes.rest"),
+        ("tasks.covid_vs_rest.classes", {"rest": ["healthy"], "covid19": ["covid19"]}, "covid_vs_rest.classes.rest"),
         ("runs.covidnet_r18_d.recipe", "ct_volume_48", "is not for cxr"),
         ("ensembles.dual_sampling.uniform", "nobody", "ensembles.dual_sampling.uniform"),
         ("ensembles.dual_sampling.uniform", "covidnet_r18_d", "joins runs of different tasks"),

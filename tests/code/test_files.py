@@ -14,9 +14,14 @@ from chestflow.files import atomic_path, read_json, read_parquet, write_json
 def test_a_failed_write_leaves_the_earlier_file_whole(tmp_path: Path) -> None:
     path = tmp_path / "figures.json"
     write_json(path, {"a": 1})
-    with pytest.raises(RuntimeError), atomic_path(path) as temporary:
-        temporary.write_text("{half")
-        raise RuntimeError("killed here")
+
+    def interrupted() -> None:
+        with atomic_path(path) as temporary:
+            temporary.write_text("{half")
+            raise RuntimeError("killed here")
+
+    with pytest.raises(RuntimeError, match="killed here"):
+        interrupted()
     assert read_json(path) == {"a": 1}
     assert list(tmp_path.iterdir()) == [path]
 

@@ -13,6 +13,13 @@ commands = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train, compare and promote chest X-ray and CT classifiers.",
 )
+
+
+@commands.callback()
+def _root() -> None:
+    """Keep sub-commands even where only one is mounted."""
+
+
 commands.command("config")(config)
 
 

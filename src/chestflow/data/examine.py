@@ -1,0 +1,154 @@
+"""Reading one image of a set whole: what the manifest says about it, or why it cannot be used."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from chestflow.data.hashing import phash, sha256_files
+from chestflow.data.identity import keyed_id
+from chestflow.data.sources.base import Row, SourceInfo
+from chestflow.files import sha256_file
+from chestflow.imaging.images import Radiograph, Unreadable, Volume
+from chestflow.imaging.read import kind, read_mask, read_radiograph, read_volume
+
+#: Ages above this are stored as 90: higher ones can single out a person.
+OLDEST = 89.0
+_UNITS_A_YEAR = {"Y": 1.0, "M": 12.0, "W": 52.1775, "D": 365.25}
+
+Record = dict[str, Any]
+#: (reason, detail)
+Fault = tuple[str, str]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One row on its way through a worker."""
+
+    image_id: str
+    row: Row
+    licence: str
+    commercial_use: bool | None
+    id_key: str
+
+
+def task_of(row: Row, info: SourceInfo, id_key: str) -> Task:
+    """Give a row its identity and its licence."""
+    own = row.licence is not None
+    return Task(
+        image_id=keyed_id(info.name, "image", row.key, id_key),
+        row=row,
+        licence=row.licence if row.licence is not None else info.licence,
+        commercial_use=row.commercial_use if own else info.commercial_use,
+        id_key=id_key,
+    )
+
+
+def patient_id(row: Row, source: str, id_key: str) -> str | None:
+    """The patient's keyed hash; the same in every set that took the patient from one collection."""
+    return None if row.patient is None else keyed_id(row.patient_source or source, "patient", row.patient, id_key)
+
+
+def examine(task: Task) -> tuple[Record | None, list[Fault]]:
+    """Read an image and its masks; runs in a worker.
+
+    Returns:
+        The manifest's columns that the files decide, or None for an image that cannot be used; and the faults found.
+        A faulty mask is a fault, and the image stays with that mask unknown.
+    """
+    try:
+        return _examine(task)
+    except Unreadable as error:
+        return None, [(error.reason, error.detail)]
+    except FileNotFoundError:
+        return None, [("missing_file", "the file, or the target of its link, is not there")]
+    except (MemoryError, PermissionError):
+        raise
+    except Exception as error:  # one odd file among thousands must not end the stage; its text may hold names
+        return None, [("unsupported", f"the reader failed with {type(error).__name__}")]
+
+
+def _examine(task: Task) -> tuple[Record, list[Fault]]:
+    row = task.row
+    if row.modality == "ct_volume":
+        image: Volume | Radiograph = read_volume(row.path)
+        shape = image.hu.shape  # type: ignore[union-attr]
+    else:
+        image = read_radiograph(row.path)
+        shape = image.pixels.shape
+    if 0 in shape:
+        raise Unreadable("zero_size", f"the image is {' x '.join(map(str, shape))}")
+    record: Record = {
+        "width": shape[-1],
+        "height": shape[-2],
+        "depth": shape[0] if len(shape) == 3 else 1,
+        "bits": image.bits,
+        "color_mode": image.color_mode if isinstance(image, Radiograph) else "HU",
+        "file_format": image.file_format,
+        "phash": phash(image.uint8()) if isinstance(image, Radiograph) else None,
+    }
+    spacing = row.spacing_mm or image.spacing_mm
+    record["spacing_mm"] = None if spacing is None else [float(step) for step in spacing]
+    del image
+    record |= _from_header(task)
+    faults: list[Fault] = []
+    for column, references in (("lung_mask", row.lung_mask), ("infection_mask", row.infection_mask)):
+        record[column] = list(references) or None
+        if references and (fault := _mask_fault(references, shape, column)):
+            faults.append(fault)
+            record[column] = None
+    return record, faults
+
+
+def _from_header(task: Task) -> Record:
+    """Hash of the content; and from a DICOM header what the set leaves open, its UIDs hashed."""
+    path, key = task.row.path, task.id_key
+    found = kind(path)
+    if found == "series":
+        from chestflow.imaging.series import read_series
+
+        series = read_series(path)
+        header = {"sex": series.sex, "age": series.age, "view": None, "study": series.study_uid}
+        uid, digest = series.series_uid, sha256_files(series.files)
+    elif found == "dicom":
+        from chestflow.imaging.dicom import read_header
+
+        tags = read_header(path)
+        names = {"sex": "PatientSex", "age": "PatientAge", "view": "ViewPosition", "study": "StudyInstanceUID"}
+        header = {name: str(tags.get(tag) or "") or None for name, tag in names.items()}
+        uid, digest = str(tags.get("SeriesInstanceUID") or "") or None, sha256_file(path)
+    else:
+        return {"sha256": sha256_file(path)}
+    age = years(header["age"])
+    return {
+        "sha256": digest,
+        "series_uid": keyed_id("series", "series", uid, key) if uid else None,
+        "header_study": keyed_id("study", "study", header["study"], key) if header["study"] else None,
+        "header_sex": header["sex"],
+        "header_age": age,
+        "header_view": header["view"] if header["view"] in ("PA", "AP", "LL", "RL") else None,
+    }
+
+
+def years(text: str | None) -> float | None:
+    """A DICOM age (``039Y``, ``006M``) in years; None where it is missing or malformed."""
+    if not text or text[-1] not in _UNITS_A_YEAR or not text[:-1].isdigit():
+        return None
+    return round(int(text[:-1]) / _UNITS_A_YEAR[text[-1]], 2)
+
+
+def _mask_fault(references: tuple[str, ...], shape: tuple[int, ...], column: str) -> Fault | None:
+    """Why a mask cannot be used; an infection mask without a pixel is a statement, a lung mask without one a fault."""
+    name = column.replace("_", " ")
+    kept = "the image is kept without it"
+    try:
+        inside = read_mask(references, shape)
+    except Unreadable as error:
+        return error.reason, f"{name}: {error.detail}; {kept}"
+    except FileNotFoundError:
+        return "missing_file", f"{name}: the file is not there; {kept}"
+    if column == "lung_mask" and not np.any(inside):
+        return "empty_mask", f"{name}: no pixel is inside; {kept}"
+    return None

@@ -1,0 +1,55 @@
+"""Pictures of where a network looked, beside the true lesions, for answers that were right and wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+
+from chestflow.data.packs import Pack
+from chestflow.evaluation.localisation import rescale, upsample
+from chestflow.files import read_parquet
+from chestflow.imaging.overlay import blend, volume_slice, window_uint8
+
+INFECTION_BIT = 2
+
+
+@dataclass
+class Shown:
+    """One picture of the gallery, PNG bytes and the sentence under it."""
+
+    png: bytes
+    caption: str
+
+
+def _picture(image: np.ndarray, heat: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    """The image beside its overlay, RGB."""
+    heat = rescale(upsample(heat, image.shape))
+    if image.ndim == 3:
+        z = volume_slice(image, heat, mask)
+        image, heat, mask = window_uint8(image[z]), heat[z], None if mask is None else mask[z]
+    return np.concatenate([blend(image, None), blend(image, heat, mask)], axis=1)
+
+
+def gallery(cases: pd.DataFrame, run: str, pack: Pack, out: Path, *, most: int = 4) -> list[Shown]:
+    """Pictures of the first ``most`` cases.
+
+    Args:
+        cases: columns ``fold, image_id, caption``, in the order in which they are to be shown.
+        run: the run whose attention is shown.
+        pack: the pack that the run was trained from.
+        out: the folder of outs.
+    """
+    shown = []
+    for fold, image_id, caption in cases[["fold", "image_id", "caption"]].head(most).to_numpy().tolist():
+        folder = out / "predictions" / run / str(fold)
+        order = read_parquet(folder / "test.parquet")["image_id"].tolist()
+        heat = np.load(folder / "attention.npy", mmap_mode="r")[order.index(image_id)]
+        images, masks = pack.gather(pack.rows_of([image_id]))
+        lesion = None if masks is None else (masks[0] & INFECTION_BIT) > 0
+        picture = _picture(images[0], np.asarray(heat, np.float32), lesion)
+        shown.append(Shown(cv2.imencode(".png", picture[..., ::-1])[1].tobytes(), caption))
+    return shown

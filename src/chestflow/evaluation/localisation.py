@@ -1,0 +1,113 @@
+"""Whether attention lies on the lesions: IoU beside the best that the map's resolution allows, pointing game, energy.
+
+A map of 3 x 4 x 4 cells cannot outline a small lesion, however right it is; so each IoU stands beside the best one
+that a map of that resolution is known to reach for that lesion.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+LUNG_BIT, INFECTION_BIT = 1, 2
+#: Levels at which a linearly interpolated map is cut when its best IoU is sought.
+LEVELS = np.linspace(0.02, 0.98, 49)
+
+
+def interpolation(cells: int, size: int) -> NDArray[np.float32]:
+    """(size, cells) weights of linear interpolation with half-pixel centres (``align_corners=False``)."""
+    place = np.clip((np.arange(size) + 0.5) * cells / size - 0.5, 0, cells - 1)
+    low = np.floor(place).astype(int)
+    high = np.minimum(low + 1, cells - 1)
+    weights = np.zeros((size, cells), np.float32)
+    np.add.at(weights, (np.arange(size), low), 1 - (place - low))
+    np.add.at(weights, (np.arange(size), high), place - low)
+    return weights
+
+
+def upsample(heat: NDArray, size: tuple[int, ...]) -> NDArray[np.float32]:
+    """(h, w) or (d, h, w) to ``size``, linear along each axis."""
+    result = np.asarray(heat, np.float32)
+    for axis, length in enumerate(size):
+        result = np.moveaxis(np.tensordot(interpolation(result.shape[axis], length), result, (1, axis)), 0, axis)
+    return result
+
+
+def rescale(heat: NDArray) -> NDArray[np.float32]:
+    """To [0, 1] by its own range, after upsampling as paper 004 has it; a constant map becomes zeros."""
+    low, high = float(heat.min()), float(heat.max())
+    return np.zeros_like(heat) if high - low < 1e-6 else (heat - low) / (high - low)
+
+
+def iou(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
+    """Intersection over union; NaN where both are empty."""
+    union = int((first | second).sum())
+    return int((first & second).sum()) / union if union else float("nan")
+
+
+def cell_sums(mask: NDArray, cells: tuple[int, ...]) -> tuple[NDArray, NDArray]:
+    """Marked pixels, and all pixels, in each cell of a coarse grid laid over a mask; both of shape ``cells``."""
+    sums = mask.astype(np.float64)
+    counts = np.ones(())
+    for axis, (number, length) in enumerate(zip(cells, mask.shape, strict=True)):
+        cell = ((np.arange(length) + 0.5) * number / length).astype(int)
+        member = (cell[None, :] == np.arange(number)[:, None]).astype(np.float64)
+        sums = np.moveaxis(np.tensordot(member, sums, (1, axis)), 0, axis)
+        counts = np.multiply.outer(counts, member.sum(1))
+    return sums, counts
+
+
+def best_block_iou(mask: NDArray[np.bool_], cells: tuple[int, ...]) -> float:
+    """The highest IoU of any union of whole cells with a non-empty mask; exact.
+
+    With m marked of n pixels in a cell and M marked in all, IoU = sum m / (M + sum (n - m)): a ratio of sums, whose
+    optimum takes cells in the order of m / n.
+    """
+    sums, counts = (a.ravel() for a in cell_sums(mask, cells))
+    order = np.argsort(-np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0), kind="stable")
+    hit = np.cumsum(sums[order])
+    return float((hit / (sums.sum() + np.cumsum((counts - sums)[order]))).max())
+
+
+def best_iou(mask: NDArray[np.bool_], cells: tuple[int, ...]) -> float:
+    """The best IoU known to be within reach of a map of ``cells`` for a non-empty mask.
+
+    The larger of the exact optimum over whole cells and the best cut through the interpolated share of each cell that
+    the lesion fills. No map is excluded from doing better by a little: it is a value that can be had, not a bound.
+    """
+    sums, counts = cell_sums(mask, cells)
+    filled = upsample(np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0), mask.shape)
+    highest = float(filled.max())
+    return max(best_block_iou(mask, cells), *(iou(filled >= level * highest, mask) for level in LEVELS))
+
+
+def localise(heat: NDArray, bits: NDArray[np.uint8], *, threshold: float, has_lung: bool) -> dict[str, Any]:
+    """How one map lies on one image's lesions and lungs.
+
+    Args:
+        heat: (h, w) or (d, h, w), non-negative.
+        bits: masks on the picture's grid, (H, W) or (D, H, W): 1 lung, 2 infection.
+        threshold: of the map, upsampled and scaled to [0, 1] (paper 004: beta = 0.4).
+        has_lung: whether the lung mask is known.
+
+    Returns:
+        ``iou`` and ``best_iou`` (NaN without a lesion), ``pointing`` (whether the map's highest pixel lies in a lesion:
+        1 or 0), ``energy_lesion`` and ``energy_lung`` (shares of the map's sum; NaN for a map of zeros), ``lesion_share``
+        (lesion pixels of all: what a uniform map would score in energy).
+    """
+    lesion = (bits & INFECTION_BIT) > 0
+    full = rescale(upsample(heat, bits.shape))
+    total = float(full.sum())
+    found: dict[str, Any] = dict.fromkeys(("iou", "best_iou", "pointing", "energy_lesion", "energy_lung"), float("nan"))
+    found["lesion_share"] = float(lesion.mean())
+    if has_lung and total > 0:
+        found["energy_lung"] = float(full[(bits & LUNG_BIT) > 0].sum()) / total
+    if lesion.any():
+        # A map of zeros marks nothing, hits nothing: that is a miss and not an undefined value.
+        found["iou"] = iou((full >= threshold) & (full > 0), lesion)
+        found["best_iou"] = best_iou(lesion, heat.shape)
+        found["pointing"] = float(lesion.flat[int(np.argmax(full))]) if total > 0 else 0.0
+        found["energy_lesion"] = float(full[lesion].sum()) / total if total > 0 else float("nan")
+    return found

@@ -1,0 +1,140 @@
+"""When a model should not answer, and how often it wrongly refuses.
+
+An input is unlike the training set when the Mahalanobis distance of its embedding lies beyond the 99th percentile of
+the tune role, or when its share of lung lies outside the middle 99% of the train role. With several networks the median
+of distance / threshold decides. By construction about one in a hundred fitting inputs is refused for its distance; the
+rate on the test role is measured when a model is registered.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from chestflow.errors import TrainingError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from chestflow.data.packs import Pack
+    from chestflow.serving.bundle import Bundle
+
+REASONS = {
+    "wrong_modality": "another kind of image than the model reads",
+    "blank": "the picture shows nothing",
+    "unlike_training": "far from everything that the model was trained on",
+    "lung_area": "the lungs fill an unusual share of the picture, or none can be found",
+}
+
+
+def load_statistics(folder: Path) -> dict[str, Tensor]:
+    """``mean``, ``precision``, ``threshold`` and, where lungs are known, ``lung_area_range`` of one network.
+
+    Raises:
+        TrainingError: the file is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    path = folder / "embedding.safetensors"
+    try:
+        found = load_file(path)
+    except (OSError, SafetensorError):
+        raise TrainingError(f"{path.name} is missing or damaged: train the run again, or restore the folder") from None
+    if not {"mean", "precision", "threshold"} <= found.keys():
+        raise TrainingError(f"{path.name} lacks mean, precision or threshold: train the run again")
+    return found
+
+
+def relative_distances(embedding: np.ndarray, found: dict[str, Tensor]) -> np.ndarray:
+    """Distance / threshold (N,) of embeddings (N, E); above 1 is unusual for this network."""
+    from chestflow.training.embedding import distance
+
+    return np.asarray(distance(embedding, found).numpy() / max(float(found["threshold"]), 1e-12))
+
+
+def lung_share(masks: np.ndarray | None) -> float | None:
+    """Share of lung in a packed picture or volume; None where no lung mask can be made."""
+    return None if masks is None else float(((masks & 1) > 0).mean())
+
+
+def verdict(
+    relative: Sequence[float], share: float | None, found: Sequence[dict[str, Tensor]]
+) -> tuple[str, str] | None:
+    """Reason and detail when an input should not be answered, else None.
+
+    Args:
+        relative: distance / threshold, one a network.
+        share: of lung; None is not judged.
+        found: the networks' statistics.
+    """
+    ranges = [s["lung_area_range"].tolist() for s in found if "lung_area_range" in s]
+    if share is not None and ranges:
+        low, high = (statistics.median(r[end] for r in ranges) for end in (0, 1))
+        if not low <= share <= high:
+            return "lung_area", f"lungs fill {share:.1%} of the picture; in training {low:.1%} to {high:.1%}"
+    middle = statistics.median(relative)
+    if not middle <= 1.0:  # NaN abstains too
+        return "unlike_training", f"its distance from the training set is {middle:.2f} times the limit"
+    return None
+
+
+def false_abstention(bundle: Bundle, folder: Path, out: Path, *, device: str = "cpu") -> dict[str, Any]:
+    """How often a model would refuse its own test images, each fold's by that fold's networks.
+
+    Args:
+        bundle: the model.
+        folder: its files.
+        out: the stages' outs, with packs and predictions.
+        device: as in ``engine.device``.
+
+    Returns:
+        ``images``, ``abstained``, ``rate`` with its 95% Wilson interval ``lo`` and ``hi``, and each reason's count.
+    """
+    from chestflow.data.packs import Pack
+    from chestflow.files import read_parquet
+
+    pack = Pack.open(out / "packs" / str(bundle.recipe["name"]))
+    reasons: list[str | None] = []
+    for fold in sorted({member.fold for member in bundle.members}):
+        members = [member for member in bundle.members if member.fold == fold]
+        test = read_parquet(out / "predictions" / members[0].run / str(fold) / "test.parquet")
+        rows = pack.rows_of(test["image_id"].tolist())
+        found = [load_statistics(folder / member.folder) for member in members]
+        relative = [
+            _distances(folder / member.folder, statistics_, pack, rows, device)
+            for member, statistics_ in zip(members, found, strict=True)
+        ]
+        known = pack.index.set_index("row")["has_lung"]
+        for index, row in enumerate(rows):
+            masks = pack.gather([row])[1] if known.loc[row] else None
+            judged = verdict([float(r[index]) for r in relative], lung_share(masks), found)
+            reasons.append(None if judged is None else judged[0])
+    return rate(reasons)
+
+
+def rate(reasons: Sequence[str | None]) -> dict[str, Any]:
+    """Share of refused images with Wilson's 95% interval (NaN without images), and the reasons' counts."""
+    n, k, z = len(reasons), sum(reason is not None for reason in reasons), 1.959963984540054
+    counts = {name: sum(reason == name for reason in reasons) for name in ("lung_area", "unlike_training")}
+    if n == 0:
+        return {"images": 0, "abstained": 0, "rate": float("nan"), "lo": float("nan"), "hi": float("nan"), **counts}
+    p, spread = k / n, z * np.sqrt(k / n * (1 - k / n) / n + z**2 / (4 * n**2))
+    centre, scale = p + z**2 / (2 * n), 1 + z**2 / n
+    low, high = max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    return {"images": n, "abstained": k, "rate": p, "lo": float(low), "hi": float(high), **counts}
+
+
+def _distances(folder: Path, found: dict[str, Tensor], pack: Pack, rows: np.ndarray, device: str) -> np.ndarray:
+    from chestflow.training.hardware import choose_device
+    from chestflow.training.inference import infer
+    from chestflow.training.restore import load_network
+
+    network, _ = load_network(folder)
+    chosen = choose_device(device)
+    inferred = infer(network.to(chosen), pack, np.asarray(rows), device=chosen, batch_size=8)
+    return relative_distances(inferred.embedding, found)

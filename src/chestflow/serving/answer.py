@@ -1,0 +1,229 @@
+"""From a file to an answer: a probability with its range and class, or an abstention with its reason."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from chestflow.errors import ChestflowError, DataError
+from chestflow.imaging.images import Volume
+from chestflow.serving import abstention, bundle, inputs
+from chestflow.serving.networks import Networks, Opinion
+
+if TYPE_CHECKING:
+    from chestflow.imaging.read import Radiograph
+
+ANSWERED, ABSTAINED, UNREADABLE = "answered", "abstained", "unreadable"
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One file's answer. Figures are null unless ``status`` is ``answered``.
+
+    Attributes:
+        file: as the caller named it.
+        status: answered, abstained or unreadable.
+        model: name and version.
+        notice: what must stand before the answer where the model was trained on phantoms; else empty.
+        reason, detail: why there is no answer.
+        label: the class; covid19 where its probability reaches the threshold.
+        probability: of covid19, calibrated.
+        low, high: the range over the folds' networks; null where there is one fold only.
+        threshold: the operating point.
+        probabilities: of each class.
+        ratio: infection / lung where an infection mask was given, else ``unknown``.
+        network: which network answered: single, ensemble, or uniform where the ratio is unknown.
+        unusual: distance from the training set / limit; above 1 abstains.
+        overlay: where the heat map was written.
+    """
+
+    file: str
+    status: str
+    model: str
+    notice: str = ""
+    reason: str | None = None
+    detail: str | None = None
+    label: str | None = None
+    probability: float | None = None
+    low: float | None = None
+    high: float | None = None
+    threshold: float | None = None
+    probabilities: dict[str, float] = field(default_factory=dict)
+    ratio: float | str = UNKNOWN
+    network: str | None = None
+    unusual: float | None = None
+    overlay: str | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """For JSON; figures rounded to what they are worth."""
+        return {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(self).items()}
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    """(C,) scores to probabilities."""
+    powers = np.exp(logits - logits.max())
+    return np.asarray(powers / powers.sum())
+
+
+class Predictor:
+    """A bundle ready to answer.
+
+    Args:
+        folder: the bundle's.
+        model: name and version, as each answer shows them.
+    """
+
+    def __init__(self, folder: Path, model: str) -> None:
+        self.folder, self.model = folder, model
+        self.bundle = bundle.read(folder)
+        self.networks = Networks(self.bundle, folder)
+        self._segmenter: Any = None
+
+    def answer(
+        self, path: Path, *, name: str | None = None, infection_mask: Path | None = None, overlay: Path | None = None
+    ) -> Answer:
+        """Answer for one file or folder; whatever is wrong with it is in the answer and never raised.
+
+        Args:
+            path: DICOM, PNG, JPEG or NIfTI, or a folder of one DICOM series.
+            name: how the answer names it; its path by default.
+            infection_mask: the infection on the same grid; gives the ratio by which an ensemble is weighted.
+            overlay: where to write the heat map, a PNG.
+
+        Raises:
+            TrainingError: the model's own files are damaged.
+        """
+        named = str(path) if name is None else name
+        basis: dict[str, Any] = {"file": named, "model": self.model, "notice": self.bundle.notice}
+        try:
+            image = inputs.load(path, self.bundle.modality)
+            infection = self._infection(image, infection_mask)
+        except inputs.Abstained as refused:
+            return Answer(**basis, status=ABSTAINED, reason=refused.reason, detail=refused.detail)
+        except FileNotFoundError:
+            return Answer(**basis, status=UNREADABLE, reason="missing_file", detail="no such file")
+        except PermissionError:
+            return Answer(**basis, status=UNREADABLE, reason="no_permission", detail="the file may not be read")
+        except DataError as error:
+            reason, detail = getattr(error, "reason", "unreadable"), getattr(error, "detail", str(error))
+            return Answer(**basis, status=UNREADABLE, reason=reason, detail=detail)
+        return self._decide(image, infection, basis, overlay)
+
+    def _infection(self, image: Radiograph | Volume, mask: Path | None) -> np.ndarray | None:
+        if mask is None:
+            return None
+        from chestflow.imaging.read import read_mask
+
+        shape = image.hu.shape if isinstance(image, Volume) else image.pixels.shape
+        try:
+            return read_mask([mask], shape)
+        except FileNotFoundError:
+            raise DataError("the infection mask is missing: check --infection-mask") from None
+
+    def lungs(self, image: Radiograph | Volume) -> np.ndarray | None:
+        """Lung mask on the original grid; None where nothing can make one."""
+        if isinstance(image, Volume):
+            from chestflow.segmentation.lungs import segment_ct
+
+            rules = self.bundle.segmentation
+            return segment_ct(image.hu, image.spacing_mm, rules["ct_lung_threshold_hu"], rules["ct_closing_mm"])
+        file = self.folder / bundle.LUNGS
+        if not file.exists():
+            return None
+        from chestflow.segmentation import cxr_lungs
+
+        if self._segmenter is None:
+            self._segmenter = cxr_lungs.load(file)
+        return cxr_lungs.predict(self._segmenter, image.uint8())
+
+    def _decide(
+        self, image: Radiograph | Volume, infection: np.ndarray | None, basis: dict[str, Any], overlay: Path | None
+    ) -> Answer:
+        from chestflow.data.recipes import apply
+
+        lung, bits, ratio = self.lungs(image), None, None
+        if lung is not None:
+            # an infection lies in the lungs, as when the training images were segmented
+            inside = lung if infection is None else lung | infection
+            bits = inside.astype(np.uint8)
+            if infection is not None and inside.any():
+                ratio = float(infection.sum() / inside.sum())
+        try:
+            packed, masks, geometry = apply(image, bits, self.bundle.recipe)
+        except ChestflowError as error:
+            return Answer(**basis, status=UNREADABLE, reason="unsupported", detail=str(error))
+        share = abstention.lung_share(masks)
+        known = masks if masks is not None and share else None
+        opinions = self.networks.ask(packed, known, self._parts(ratio))
+        found = [self.networks.statistics(opinion.member) for opinion in opinions]
+        judged = abstention.verdict([opinion.relative for opinion in opinions], share, found)
+        unusual = float(np.median([opinion.relative for opinion in opinions]))
+        shown: float | str = UNKNOWN if ratio is None else ratio
+        if judged is not None:
+            return Answer(**basis, status=ABSTAINED, reason=judged[0], detail=judged[1], ratio=shown, unusual=unusual)
+        probabilities, spread = self.probabilities(opinions, ratio)
+        classes, positive = self.bundle.classes, float(probabilities[-1])
+        others = int(np.argmax(probabilities[:-1]))
+        answer = Answer(
+            **basis,
+            status=ANSWERED,
+            label=classes[-1] if positive >= self.bundle.threshold else classes[others],
+            probability=positive,
+            low=spread[0] if spread else None,
+            high=spread[1] if spread else None,
+            threshold=self.bundle.threshold,
+            probabilities={name: round(float(p), 6) for name, p in zip(classes, probabilities, strict=True)},
+            ratio=shown,
+            network="single" if self.bundle.weighting is None else "ensemble" if ratio is not None else "uniform",
+            unusual=unusual,
+            overlay=None if overlay is None else str(overlay),
+        )
+        if overlay is not None:
+            from chestflow.serving.overlay import write
+
+            write(overlay, answer, image, geometry, self.heat(opinions, ratio), packed.shape)
+        return answer
+
+    def _parts(self, ratio: float | None) -> set[str]:
+        """Which networks are asked: without a ratio the balanced one has no weight."""
+        if self.bundle.weighting is None:
+            return {"single"}
+        return {"uniform"} if ratio is None else {"uniform", "balanced"}
+
+    def _weight(self, opinion: Opinion, ratio: float | None) -> float:
+        if self.bundle.weighting is None or ratio is None:
+            return 1.0
+        w = self.bundle.weighting.at(ratio)
+        return w if opinion.member.part == "uniform" else 1.0 - w
+
+    def _combine(self, opinions: list[Opinion], ratio: float | None) -> np.ndarray:
+        """Logits averaged over folds, then the parts' probabilities joined by w, then the temperature."""
+        parts = sorted({opinion.member.part for opinion in opinions})
+        joined = np.zeros(len(self.bundle.classes))
+        for part in parts:
+            mine = [opinion for opinion in opinions if opinion.member.part == part]
+            joined += self._weight(mine[0], ratio) * softmax(np.mean([o.logits for o in mine], axis=0))
+        return softmax(np.log(np.clip(joined, 1e-12, 1.0)) / self.bundle.temperature)
+
+    def probabilities(
+        self, opinions: list[Opinion], ratio: float | None
+    ) -> tuple[np.ndarray, tuple[float, float] | None]:
+        """Calibrated probabilities (C,), and the range of covid19's over folds where there are several."""
+        folds = sorted({opinion.member.fold for opinion in opinions})
+        each = [float(self._combine([o for o in opinions if o.member.fold == fold], ratio)[-1]) for fold in folds]
+        whole = self._combine(opinions, ratio)
+        return whole, (min(each), max(each)) if len(each) > 1 else None
+
+    def heat(self, opinions: list[Opinion], ratio: float | None) -> np.ndarray | None:
+        """The networks' maps, weighted as their probabilities are, in [0, 1]; None where none has one."""
+        maps = [(o.heat, self._weight(o, ratio)) for o in opinions if o.heat is not None]
+        total = sum(weight for _, weight in maps)
+        if not maps or total <= 0:
+            return None
+        heat = sum(weight * heat for heat, weight in maps) / total
+        low, high = float(np.min(heat)), float(np.max(heat))
+        return np.asarray((heat - low) / (high - low)) if high > low else np.zeros_like(heat)

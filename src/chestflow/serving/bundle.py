@@ -1,0 +1,147 @@
+"""What a model version holds: networks, calibration, evidence and the lung segmenter, as safetensors and JSON.
+
+``bundle.json`` says how the parts make an answer; nothing in the folder is code, and nothing holds a date, so that the
+same training gives the same digest and is registered once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import statistics
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from chestflow.errors import DataError, TrackingError
+from chestflow.files import read_json, sha256_file, write_json
+
+FILE, EVIDENCE, LUNGS = "bundle.json", "evaluation.json", "cxr_lungs.safetensors"
+NETWORK_FILES = ("weights.safetensors", "model.json", "embedding.safetensors")
+PHANTOM_NOTICE = "PHANTOM MODEL, not for patients"
+
+
+@dataclass(frozen=True)
+class Member:
+    """One trained network; ``part`` is ``single``, or ``uniform`` or ``balanced`` in an ensemble of the two."""
+
+    run: str
+    fold: int
+    part: str
+
+    @property
+    def folder(self) -> str:
+        return f"networks/{self.run}-{self.fold}"
+
+
+@dataclass(frozen=True)
+class Weighting:
+    """w of the uniform network by infection ratio (paper 004, section II-D)."""
+
+    w_extreme: float
+    w_middle: float
+    cut_low: float
+    cut_high: float
+
+    def at(self, ratio: float) -> float:
+        """w for a ratio: the ends of the range get one value, its middle another."""
+        return self.w_extreme if ratio < self.cut_low or ratio > self.cut_high else self.w_middle
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """How a model version answers. ``classes`` are in index order, the positive one last."""
+
+    name: str
+    profile: str
+    task: str
+    modality: str
+    classes: tuple[str, ...]
+    recipe: dict[str, Any]
+    members: tuple[Member, ...]
+    weighting: Weighting | None
+    temperature: float
+    threshold: float
+    segmentation: dict[str, float]
+    phantom: bool
+    licences: tuple[str, ...]
+    commercial_use: str  # yes | no | unstated
+
+    @property
+    def notice(self) -> str:
+        """What must stand before each answer; empty for a model trained on people's images."""
+        return PHANTOM_NOTICE if self.phantom else ""
+
+
+def write(bundle: Bundle, folder: Path, out: Path, *, lungs: bool = True, calibration: tuple[Path, ...] = ()) -> None:
+    """Collect a bundle's files from the stages' outs into ``folder``.
+
+    Raises:
+        DataError: a stage's file is missing.
+    """
+    for member in bundle.members:
+        target = folder / member.folder
+        target.mkdir(parents=True, exist_ok=True)
+        for name in NETWORK_FILES:
+            _copy(out / "train" / member.run / str(member.fold) / name, target / name)
+    for file in calibration:
+        target = folder / "calibration" / file.parent.name / file.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _copy(file, target)
+    _copy(out / "evaluate" / f"{bundle.name}.json", folder / EVIDENCE)
+    segmenter = out / "segment" / LUNGS
+    if lungs and segmenter.exists():
+        _copy(segmenter, folder / LUNGS)
+    write_json(folder / FILE, asdict(bundle))
+
+
+def _copy(source: Path, target: Path) -> None:
+    try:
+        shutil.copyfile(source, target)
+    except FileNotFoundError:
+        raise DataError(f"{source} is missing: run `dvc repro` (or `make repro`) to make it") from None
+
+
+def read(folder: Path) -> Bundle:
+    """Read ``bundle.json``.
+
+    Raises:
+        TrackingError: it is missing, damaged, or of another version of the program.
+    """
+    try:
+        values = read_json(folder / FILE)
+        weighting = values.pop("weighting")
+        members = tuple(Member(**member) for member in values.pop("members"))
+        lists: dict[str, Any] = {name: tuple(values.pop(name)) for name in ("classes", "licences")}
+        return Bundle(
+            **values, **lists, members=members, weighting=Weighting(**weighting) if weighting is not None else None
+        )
+    except (DataError, KeyError, TypeError, AttributeError) as error:
+        raise TrackingError(f"the model's {FILE} cannot be used ({error}): register the model again") from None
+
+
+def digest(folder: Path) -> str:
+    """A short hash of all files of a bundle."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    listed = {path.relative_to(folder).as_posix(): sha256_file(path) for path in files}
+    return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def calibrated(files: list[Path]) -> tuple[float, float]:
+    """Temperature and threshold: the medians over folds."""
+    values = [read_json(file) for file in files]
+    return (
+        statistics.median(float(value["temperature"]) for value in values),
+        statistics.median(float(value["threshold"]) for value in values),
+    )
+
+
+def weighted(files: list[Path]) -> Weighting:
+    """The ensemble's w and cuts: the paper's or the tuned ones as each fold says, medians over folds."""
+    names = ("w_extreme", "w_middle", "cut_low", "cut_high")
+    used = []
+    for file in files:
+        value = read_json(file)
+        used.append(value["paper"] if value["use"] == "paper" else value)
+    return Weighting(*(statistics.median(float(value[name]) for value in used) for name in names))

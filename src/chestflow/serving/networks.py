@@ -1,0 +1,100 @@
+"""A bundle's networks on one prepared input, through the same code that fed them in training."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from chestflow.serving.abstention import load_statistics, relative_distances
+from chestflow.serving.bundle import Bundle, Member
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Opinion:
+    """What one network says about one input.
+
+    Attributes:
+        member: which network.
+        logits: (C,) float64.
+        relative: distance of the embedding / threshold; above 1 is unusual.
+        heat: (h, w) or (d, h, w) in [0, 1]; None where the network has no map.
+    """
+
+    member: Member
+    logits: np.ndarray
+    relative: float
+    heat: np.ndarray | None
+
+
+class _Sample:
+    """One input in the form of a pack."""
+
+    def __init__(self, image: np.ndarray, masks: np.ndarray | None) -> None:
+        self.data, self.masks = image[None], None if masks is None else masks[None]
+        self.index = pd.DataFrame({"row": [0], "has_lung": [masks is not None], "has_infection": [False]})
+
+    def gather(self, rows: Any, /) -> tuple[np.ndarray, np.ndarray | None]:
+        return self.data, self.masks
+
+
+class Networks:
+    """The networks of a bundle, each loaded when it is first asked."""
+
+    def __init__(self, bundle: Bundle, folder: Path) -> None:
+        self.bundle, self.folder = bundle, folder
+        self._loaded: dict[Member, nn.Module] = {}
+        self._statistics: dict[Member, dict[str, Tensor]] = {}
+
+    def statistics(self, member: Member) -> dict[str, Tensor]:
+        """Where the inputs of a network's training lay."""
+        if member not in self._statistics:
+            self._statistics[member] = load_statistics(self.folder / member.folder)
+        return self._statistics[member]
+
+    def network(self, member: Member) -> nn.Module:
+        """A network in eval mode.
+
+        Raises:
+            TrainingError: its files are damaged.
+        """
+        if member not in self._loaded:
+            from chestflow.training.restore import load_network
+
+            self._loaded[member] = load_network(self.folder / member.folder)[0]
+        return self._loaded[member]
+
+    def ask(self, image: np.ndarray, masks: np.ndarray | None, parts: set[str]) -> list[Opinion]:
+        """What the networks of these parts say.
+
+        Args:
+            image: (H, W) uint8 or (D, H, W) int16 HU on the recipe's grid.
+            masks: bits of the same shape, lung known; or None.
+            parts: ``single``, ``uniform``, ``balanced``.
+        """
+        import torch
+
+        from chestflow.training.inference import infer
+
+        opinions = []
+        for member in self.bundle.members:
+            if member.part not in parts:
+                continue
+            found = infer(
+                self.network(member),
+                _Sample(image, masks),
+                np.zeros(1, np.int64),
+                device=torch.device("cpu"),
+                batch_size=1,
+                attention=True,
+            )
+            heat = None if found.attention is None else found.attention[0].astype(np.float32)
+            relative = float(relative_distances(found.embedding, self.statistics(member))[0])
+            opinions.append(Opinion(member, found.logits[0].astype(np.float64), relative, heat))
+        return opinions

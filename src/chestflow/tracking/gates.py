@@ -1,0 +1,113 @@
+"""Whether a model version may be promoted: evidence against the bounds of params.yaml, one verdict a gate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from chestflow.tracking import evidence as read
+
+if TYPE_CHECKING:
+    from chestflow.config import Gates
+    from chestflow.serving.bundle import Bundle
+
+STAGING, PRODUCTION = "staging", "production"
+TARGETS = (STAGING, PRODUCTION)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One gate. ``absolute`` ones hold whatever reason is given for an override."""
+
+    gate: str
+    value: str
+    bound: str
+    passed: bool
+    absolute: bool = False
+    note: str = ""
+
+    def plain(self) -> dict[str, Any]:
+        """For the journal."""
+        return asdict(self)
+
+
+def _shown(value: float) -> str:
+    return f"{value:.3f}" if math.isfinite(value) else "not measured"
+
+
+def _at_least(gate: str, value: float, bound: float, note: str = "") -> Verdict:
+    return Verdict(gate, _shown(value), f"at least {bound:.3f}", value >= bound, note=note)
+
+
+def _at_most(gate: str, value: float, bound: float, note: str = "") -> Verdict:
+    return Verdict(gate, _shown(value), f"at most {bound:.3f}", value <= bound, note=note)
+
+
+def _worst_subgroup(found: dict[str, Any], bound: float, smallest: int) -> Verdict:
+    gate = "worst subgroup AUROC"
+    groups = read.subgroups(found)
+    if groups is None:
+        return _at_least(gate, math.nan, bound, "the evaluation holds no subgroups")
+    large = [group for group in groups if group.images >= smallest and math.isfinite(group.auroc.value)]
+    if not large:
+        return Verdict(gate, "none", f"at least {bound:.3f}", True, note=f"no subgroup of {smallest} or more images")
+    worst = min(large, key=lambda group: group.auroc.value)
+    return _at_least(gate, worst.auroc.value, bound, f"{worst.name} ({worst.images} images)")
+
+
+def _shortcut(found: dict[str, Any], bound: float) -> Verdict:
+    gate = "source from the border, AUROC"
+    measured = read.shortcut(found)
+    if measured is None:
+        return Verdict(gate, "not measured", f"at most {bound:.3f}", True, note="counts once it is measured")
+    return _at_most(gate, measured.value, bound)
+
+
+def judge(
+    found: dict[str, Any],
+    bundle: Bundle,
+    gates: Gates,
+    target: str,
+    *,
+    smallest_subgroup: int = 20,
+    research_use: bool = False,
+) -> list[Verdict]:
+    """Every gate of a promotion, in the order in which they are shown. A figure that is missing does not pass.
+
+    Args:
+        found: the version's own evaluation, as it was packed with it.
+        bundle: the version's own facts.
+        gates: the target's bounds.
+        target: ``staging`` or ``production``.
+        smallest_subgroup: smaller subgroups do not count.
+        research_use: the installation declares that it never serves patients, so licences do not block.
+    """
+    figures = read.figures(found)
+    auroc, sensitivity, ece = (figures.get(name, read.Figure()) for name in ("auroc", "sensitivity", "ece"))
+    verdicts = [
+        _at_least("AUROC, lower bound", auroc.lo, gates.auroc_lo, f"value {_shown(auroc.value)}"),
+        _at_least(
+            "sensitivity, lower bound", sensitivity.lo, gates.sensitivity_lo, f"value {_shown(sensitivity.value)}"
+        ),
+        _at_most("calibration error (ECE)", ece.value, gates.ece_max),
+        _worst_subgroup(found, gates.worst_subgroup_auroc, smallest_subgroup),
+        _shortcut(found, gates.source_auroc_max),
+    ]
+    if target == PRODUCTION:
+        verdicts += [_phantom(bundle), _licences(bundle, research_use)]
+    return verdicts
+
+
+def _phantom(bundle: Bundle) -> Verdict:
+    value = "phantoms" if bundle.phantom else "people's images"
+    return Verdict("trained on", value, "no phantoms", not bundle.phantom, absolute=True)
+
+
+def _licences(bundle: Bundle, research_use: bool) -> Verdict:
+    value = {"yes": "commercial use allowed", "no": "non-commercial", "unstated": "unstated"}[bundle.commercial_use]
+    allowed = bundle.commercial_use == "yes"
+    note = "; ".join(bundle.licences)
+    if not allowed and research_use:
+        note = "promote.research_use is declared" + (f"; {note}" if note else "")
+    return Verdict("licences of the data", value, "commercial use", allowed or research_use, absolute=True, note=note)

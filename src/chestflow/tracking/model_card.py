@@ -1,0 +1,81 @@
+"""A model version's card: what it is, what it was trained on, how good it is, and when it refuses; Markdown."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from chestflow.serving.abstention import REASONS
+from chestflow.serving.bundle import Bundle
+from chestflow.tracking import evidence as read
+
+SHOWN = {
+    "auroc": "AUROC",
+    "auprc": "area under precision-recall",
+    "sensitivity": "sensitivity",
+    "specificity": "specificity",
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced accuracy",
+    "mcc": "Matthews correlation",
+    "brier": "Brier score",
+    "ece": "calibration error (ECE)",
+}
+
+
+def _interval(found: read.Figure) -> str:
+    if not math.isfinite(found.value):
+        return f"undefined{': ' + found.why if found.why else ''}"
+    known = math.isfinite(found.lo) and math.isfinite(found.hi)
+    return f"{found.value:.3f}" + (f" ({found.lo:.3f} to {found.hi:.3f})" if known else "")
+
+
+def card(bundle: Bundle, found: dict[str, Any], refusals: dict[str, Any], tags: dict[str, str]) -> str:
+    """The card's text.
+
+    Args:
+        bundle: the version's facts.
+        found: its evaluation.
+        refusals: from :func:`chestflow.serving.abstention.false_abstention`.
+        tags: the version's tags: run_ids, data_md5, git_commit.
+    """
+    folds = sorted({member.fold for member in bundle.members})
+    runs = sorted({member.run for member in bundle.members})
+    estimate = "one test fold" if len(folds) == 1 else f"cross-validated over {len(folds)} folds, not of the ensemble"
+    lines = [f"# {bundle.name}", ""]
+    if bundle.notice:
+        lines += [f"**{bundle.notice}.** Trained on synthetic images; its figures say nothing about people.", ""]
+    lines += [
+        "Not a medical device.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| task | {bundle.task}: {', '.join(bundle.classes)} (positive: {bundle.classes[-1]}) |",
+        f"| input | {bundle.modality}, recipe {bundle.recipe['name']}, {' x '.join(map(str, bundle.recipe['size']))} |",
+        f"| networks | {len(bundle.members)}: {', '.join(runs)}; folds {', '.join(map(str, folds))} |",
+        f"| profile | {bundle.profile} |",
+        f"| operating point | p(covid19) at least {bundle.threshold:.4f}, temperature {bundle.temperature:.4f} |",
+        f"| data | {tags.get('data_md5', 'unknown')} |",
+        f"| code | {tags.get('git_commit', 'unknown')} |",
+        f"| MLflow runs | {tags.get('run_ids', 'unknown')} |",
+        f"| licences | {'; '.join(bundle.licences) or 'unstated'} |",
+        f"| commercial use of the data | {bundle.commercial_use} |",
+    ]
+    if bundle.weighting is not None:
+        w = bundle.weighting
+        lines.append(
+            f"| weight of the uniform network | {w.w_extreme:.3f} below ratio {w.cut_low:.4f} and above "
+            f"{w.cut_high:.4f}, else {w.w_middle:.3f}; 1 where the ratio is unknown |"
+        )
+    lines += ["", f"## Test figures ({estimate})", "", "| figure | value (95% interval) |", "|---|---|"]
+    figures = read.figures(found)
+    lines += [f"| {title} | {_interval(figures[name])} |" for name, title in SHOWN.items() if name in figures]
+    groups = read.subgroups(found) or []
+    if groups:
+        lines += ["", "| subgroup | images | AUROC |", "|---|---|---|"]
+        lines += [f"| {group.name} | {group.images} | {_interval(group.auroc)} |" for group in groups]
+    lines += ["", "## When it does not answer", ""]
+    lines += [f"- `{name}`: {meaning}" for name, meaning in REASONS.items()]
+    measured = read.figure({"value": refusals.get("rate"), "lo": refusals.get("lo"), "hi": refusals.get("hi")})
+    count = f"{refusals.get('abstained', 0)} of {refusals.get('images', 0)}"
+    lines += ["", f"False abstentions on its own test images: {count}, rate {_interval(measured)}.", ""]
+    return "\n".join(lines)

@@ -1,0 +1,154 @@
+"""What a run's tags, parameters and dataset say: which data, which code, which stage and settings made it."""
+
+from __future__ import annotations
+
+import getpass
+import hashlib
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from chestflow.files import read_parquet, sha256_file
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from chestflow.config import Params
+
+#: The set whose images are synthetic; what is trained on it is marked everywhere.
+PHANTOM = "phantom"
+
+
+def _git(*arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", *arguments], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None
+
+
+def code_version() -> dict[str, str]:
+    """The commit, and whether tracked files differ from it; ``unknown`` outside a git repository."""
+    commit = _git("rev-parse", "HEAD")
+    if commit is None:
+        return {"git_commit": "unknown"}
+    # params.yaml and dvc.lock change with every run of the pipeline; the params hash stands for the former
+    changed = _git("status", "--porcelain", "--untracked-files=no", "--", "src", "stages", "dvc.yaml")
+    return {"git_commit": commit, "git_changed": "yes" if changed else "no"}
+
+
+def person() -> str:
+    """Who runs this: git's name and the account."""
+    try:
+        account = getpass.getuser()
+    except (OSError, KeyError):
+        account = "unknown"
+    name = _git("config", "user.name")
+    return f"{name} ({account})" if name and name != account else account
+
+
+def cohort_sets(params: Params, run: str) -> list[str]:
+    """The sets that a run's cohort is made of, without the external ones."""
+    return list(params.cohorts[params.tasks[params.runs[run].task].cohort].sets)
+
+
+def is_phantom(params: Params, run: str) -> bool:
+    """Whether any of the run's training images are synthetic."""
+    return PHANTOM in cohort_sets(params, run)
+
+
+def data_md5(params: Params, run: str, out: Path) -> str:
+    """DVC's md5 of each set of the run's cohort; for sets that DVC does not track, the manifest's sha256."""
+    found = {}
+    for file in [Path("data.dvc"), *sorted(Path("data").glob("*.dvc"))]:
+        if not file.exists():
+            continue
+        try:
+            described = yaml.safe_load(file.read_text()) or {}
+        except yaml.YAMLError:
+            continue
+        for item in described.get("outs", []):
+            found[Path(str(item.get("path", ""))).name] = str(item.get("md5", ""))
+    sets = cohort_sets(params, run)
+    known = {name: found[name] for name in sets if found.get(name)}
+    if len(known) < len(sets):
+        manifest = out / "manifest.parquet"
+        return f"manifest:{sha256_file(manifest)[:32]}" if manifest.exists() else "unknown"
+    return ",".join(f"{name}:{md5}" for name, md5 in known.items())
+
+
+def training_sections(params: Params, run: str, fold: int) -> dict[str, Any]:
+    """The parts of params.yaml that the stage train@run-fold depends on."""
+    section = params.runs[run]
+    return {
+        "profile": params.profile,
+        "seed": params.seed,
+        "fold": fold,
+        "engine": params.engine.model_dump(mode="json"),
+        "task": params.tasks[section.task].model_dump(mode="json"),
+        "recipe": params.recipes[section.recipe].model_dump(mode="json"),
+        "run": section.model_dump(mode="json"),
+    }
+
+
+def params_hash(sections: dict[str, Any]) -> str:
+    """A short hash of parameters, whatever their order."""
+    return hashlib.sha256(json.dumps(sections, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def training_tags(params: Params, run: str, fold: int, out: Path) -> dict[str, str]:
+    """The tags of one training run."""
+    section = params.runs[run]
+    version = code_version()
+    return {
+        "stage": os.environ.get("DVC_STAGE") or f"train@{run}-{fold}",
+        "run": run,
+        "fold": str(fold),
+        "method": section.method,
+        "task": section.task,
+        "cohort": params.tasks[section.task].cohort,
+        "profile": params.profile,
+        "phantom": "yes" if is_phantom(params, run) else "no",
+        "data_md5": data_md5(params, run, out),
+        "params_hash": params_hash(training_sections(params, run, fold)),
+        **version,
+        # names that MLflow's own pages read
+        "mlflow.source.name": "stages/train.py",
+        "mlflow.source.type": "LOCAL",
+        "mlflow.source.git.commit": version["git_commit"],
+        "mlflow.user": person(),
+    }
+
+
+def training_parameters(params: Params, run: str, fold: int) -> dict[str, str]:
+    """A run's parameters, flat and short: the method's own under their plain names."""
+    section = params.runs[run]
+    values = {
+        "method": section.method,
+        "task": section.task,
+        "recipe": section.recipe,
+        "fold": fold,
+        "seed": params.seed + section.seed,
+        "device": params.engine.device,
+        "amp": params.engine.amp,
+        **section.config,
+    }
+    return {name: _short(value) for name, value in values.items()}
+
+
+def _short(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def images_of(params: Params, run: str, fold: int, out: Path) -> pd.DataFrame:
+    """The images of a run's cohort in one fold: image_id, patient_id, source and role, in order of image_id."""
+    cohort = params.tasks[params.runs[run].task].cohort
+    splits = read_parquet(out / "splits.parquet")
+    splits = splits[(splits["cohort"] == cohort) & (splits["fold"] == fold)]
+    manifest = read_parquet(out / "manifest.parquet")[["image_id", "patient_id", "source"]]
+    joined = splits[["image_id", "role"]].merge(manifest, on="image_id", how="left")
+    return joined.sort_values("image_id", ignore_index=True)[["image_id", "patient_id", "source", "role"]]

@@ -1,0 +1,124 @@
+"""The whole DAG on the tiny profile: complete, quiet when nothing changed, and precise when something did."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import yaml
+
+from tests.pipeline.conftest import Repository
+
+RUNS = ("covidnet_r18_d", "ds_uniform", "ds_balanced")
+NAMES = (*RUNS, "dual_sampling")
+
+
+def _changed(tiny: Repository) -> set[str]:
+    return set(json.loads(tiny.run("dvc", "status", "--json").stdout))
+
+
+@pytest.fixture
+def params(tiny: Repository):
+    """params.yaml as text; put back afterwards."""
+    path = tiny.root / "params.yaml"
+    before = path.read_text()
+    yield path
+    path.write_text(before)
+
+
+def test_every_contracted_file_is_there(tiny: Repository) -> None:
+    out = tiny.root / "out"
+    files = ["manifest.parquet", "rejects.csv", "pooling.json", "validation.json", "splits.parquet"]
+    files += ["segment/ratio.parquet"]
+    for run in RUNS:
+        files += [f"train/{run}/0/{f}" for f in ("weights.safetensors", "model.json", "history.csv", "run.json")]
+    for name in NAMES:
+        files += [f"predictions/{name}/0/tune.parquet", f"predictions/{name}/0/test.parquet"]
+        files += [f"tune/calibration/{name}/0.json", f"evaluate/{name}.json"]
+    files += ["tune/w/dual_sampling/0.json", "report/index.html"]
+    missing = [f for f in files if not (out / f).is_file()]
+    assert not missing
+
+
+def test_test_predictions_carry_no_label(tiny: Repository) -> None:
+    for name in NAMES:
+        test = pd.read_parquet(tiny.root / f"out/predictions/{name}/0/test.parquet")
+        tune = pd.read_parquet(tiny.root / f"out/predictions/{name}/0/tune.parquet")
+        assert "target" not in test.columns
+        assert tune["target"].isin([0, 1]).all()
+        assert not set(test["image_id"]) & set(tune["image_id"])
+        assert test["p_covid19"].between(0, 1).all()
+
+
+def test_nothing_to_do_is_quick_and_changes_nothing(tiny: Repository) -> None:
+    before = (tiny.root / "dvc.lock").read_bytes()
+    done = tiny.run("dvc", "repro")
+    assert "Running stage" not in done.stdout
+    assert "up to date" in done.stdout + done.stderr
+    assert (tiny.root / "dvc.lock").read_bytes() == before
+    assert tiny.seconds["dvc repro"] < 10  # 5 s on an idle machine
+
+
+def test_git_is_left_clean(tiny: Repository) -> None:
+    assert tiny.run("git", "status", "--porcelain").stdout == ""
+
+
+def test_one_runs_section_touches_that_run_alone(tiny: Repository, params: Path) -> None:
+    values = yaml.safe_load(params.read_text())
+    values["runs"]["ds_uniform"]["config"]["lr"] = 0.123
+    params.write_text(yaml.safe_dump(values, sort_keys=False))
+    changed = {name for name in _changed(tiny) if name.startswith("train@")}
+    assert changed == {"train@ds_uniform-0"}
+
+
+def test_a_methods_code_touches_its_runs_alone(tiny: Repository) -> None:
+    path = tiny.root / "src/chestflow/methods/covidnet.py"
+    before = path.read_text()
+    try:
+        path.write_text(before + "\n# a remark\n")
+        changed = {name for name in _changed(tiny) if name.startswith("train@")}
+    finally:
+        path.write_text(before)
+    assert changed == {"train@covidnet_r18_d-0"}
+
+
+def test_tuning_ranges_do_not_retrain(tiny: Repository, params: Path) -> None:
+    values = yaml.safe_load(params.read_text())
+    values["tune"]["trials"] += 1
+    params.write_text(yaml.safe_dump(values, sort_keys=False))
+    changed = _changed(tiny)
+    assert any(name.startswith("tune@") for name in changed)
+    assert not any(name.startswith("train@") for name in changed)
+
+
+def test_unknown_key_stops_with_one_line_and_earlier_results_stay(tiny: Repository, params: Path) -> None:
+    lock = (tiny.root / "dvc.lock").read_bytes()
+    params.write_text(params.read_text().replace("tune_share:", "tune_shore:"))
+    done = tiny.run("chestflow", "config", check=False)
+    assert done.returncode == 2
+    assert "tune_shore is unknown" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert (tiny.root / "dvc.lock").read_bytes() == lock
+
+
+def test_missing_data_folder_is_one_line(tiny: Repository) -> None:
+    folder, aside = tiny.root / "data/phantom", tiny.root / "data/aside"
+    folder.rename(aside)
+    try:
+        done = tiny.run("python", "stages/ingest.py", "phantom", check=False)
+    finally:
+        aside.rename(folder)
+    assert done.returncode == 2
+    assert re.search(r"^error: .*data/phantom", done.stderr, re.MULTILINE)
+    assert "Traceback" not in done.stderr
+
+
+def test_outs_hold_no_dates_or_machine_paths(tiny: Repository) -> None:
+    for path in (tiny.root / "out").rglob("*"):
+        if path.suffix in {".json", ".csv", ".html", ".md"} and path.name != "run.json":
+            text = path.read_text()
+            assert str(tiny.root) not in text, path
+            assert not re.search(r"\b20\d\d-\d\d-\d\dT\d\d:", text), path

@@ -8,7 +8,7 @@ part. Four things are timed, each in a process of its own, in turns, and the med
 
 - loop: read, resize to 224 x 224, CLAHE, z-score, one after the other on one core; what a notebook does
 - decode: the same files only decoded, on all cores, through the same pool of workers
-- pack: ``chestflow.data.packs.build``, on all cores: read, check, resize, CLAHE, write; start of the workers included
+- pack: ``chestflow.data.pack_building.build``, on all cores: read, check, resize, CLAHE, write; start of the workers included
 - memory: peak resident size of the main process and of the largest worker, for each number of images
 """
 
@@ -91,7 +91,7 @@ def decode(path: str) -> int:
 
 def measure(kind: str, count: int, folder: Path) -> dict[str, float]:
     """Time one thing in this process. What only this process needs is imported here: workers import this file too."""
-    from chestflow.data.packs import build
+    from chestflow.data.pack_building import build
 
     frame = manifest_of(folder, count)
     paths = list(frame["path"])

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 from chestflow.config import load
-from chestflow.data.packs import build
+from chestflow.data.pack_building import build
 from chestflow.errors import one_line_errors
 from chestflow.files import read_parquet
 

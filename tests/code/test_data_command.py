@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,16 +23,22 @@ from chestflow.errors import DataError, TrackingError, one_line_errors
 from tests.code.image_files import chest, cohen_metadata, darkcovid, write_series
 
 
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An empty project with git and DVC."""
-    root = tmp_path / "project"
-    root.mkdir()
-    monkeypatch.chdir(root)
-    subprocess.run(["git", "init", "--quiet"], check=True)
-    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], check=True, capture_output=True)
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty project with git and DVC, made once."""
+    root = tmp_path_factory.mktemp("template")
+    subprocess.run(["git", "init", "--quiet"], check=True, cwd=root)
+    subprocess.run([sys.executable, "-m", "dvc", "init", "--quiet"], check=True, capture_output=True, cwd=root)
     (root / ".dvc" / "config").write_text("[core]\nanalytics = false\nautostage = true\n")
     (root / ".gitignore").write_text("/data/?*\n!/data/*.dvc\n/out/\n")
+    return root
+
+
+@pytest.fixture
+def project(template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project of the test's own, and the current folder."""
+    root = Path(shutil.copytree(template, tmp_path / "project"))
+    monkeypatch.chdir(root)
     return root
 
 

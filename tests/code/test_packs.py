@@ -9,7 +9,8 @@ import pytest
 
 from chestflow.config import Recipe
 from chestflow.data.manifest import conform
-from chestflow.data.packs import Pack, build
+from chestflow.data.pack_building import build
+from chestflow.data.packs import Pack
 from chestflow.errors import DataError
 from chestflow.parallel import WORTH_A_POOL
 from chestflow.segmentation import masks as mask_files
@@ -131,7 +132,7 @@ def test_a_full_disk_is_said_before_the_work(tmp_path: Path, monkeypatch: pytest
     def nearly_full(path: Path) -> object:
         return type("Usage", (), {"free": 100})
 
-    monkeypatch.setattr("chestflow.data.packs.shutil.disk_usage", nearly_full)
+    monkeypatch.setattr("chestflow.data.pack_building.shutil.disk_usage", nearly_full)
     with pytest.raises(DataError, match="free some space"):
         build(manifest, RECIPE, masks, tmp_path / "pack", workers=1)
     assert not (tmp_path / ".pack.partial").exists()

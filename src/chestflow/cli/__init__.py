@@ -5,6 +5,10 @@ from __future__ import annotations
 import typer
 
 from chestflow.cli.config import config
+from chestflow.cli.data import data
+from chestflow.cli.predict import predict
+from chestflow.cli.promote import promote, promotions, register
+from chestflow.cli.track import compare, tracking, ui
 from chestflow.errors import one_line_errors
 
 commands = typer.Typer(
@@ -21,6 +25,10 @@ def _root() -> None:
 
 
 commands.command("config")(config)
+commands.add_typer(data, name="data")
+commands.add_typer(tracking, name="tracking")
+for command in (ui, compare, register, promote, promotions, predict):
+    commands.command()(command)
 
 
 def app() -> None:

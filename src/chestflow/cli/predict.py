@@ -91,18 +91,22 @@ def _table(answers: list[Answer]) -> None:
     if notice:
         console.print(notice, style="bold red")
     table = Table(box=box.SIMPLE, title=f"{answers[0].model}; not a medical device", title_justify="left")
-    for heading in ("file", "answer", "p(covid19)", "threshold", "ratio", "network", "why"):
-        table.add_column(heading, overflow="fold")
+    weighted = any(answer.network in ("ensemble", "uniform") for answer in answers)
+    table.add_column("file", overflow="fold")
+    table.add_column("answer", min_width=18)
+    for heading in ("p(covid19)", "threshold", *(("ratio", "network") if weighted else ())):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("why", min_width=20)
     for answer in answers:
         spread = "" if answer.low is None else f" ({answer.low:.3f} to {answer.high:.3f})"
         shown = answer.label or answer.status
+        ratio = answer.ratio if isinstance(answer.ratio, str) else f"{answer.ratio:.4f}"
         table.add_row(
             answer.file,
             f"{notice}: {shown}" if notice else shown,
             "" if answer.probability is None else f"{answer.probability:.3f}{spread}",
             "" if answer.threshold is None else f"{answer.threshold:.3f}",
-            answer.ratio if isinstance(answer.ratio, str) else f"{answer.ratio:.4f}",
-            answer.network or "",
+            *((ratio, answer.network or "") if weighted else ()),
             f"{answer.reason}: {answer.detail}" if answer.reason else "",
         )
     console.print(table)

@@ -51,14 +51,19 @@ def trained_here(image_ids: Iterable[str], params: Params, out: Path = Path("out
     return found
 
 
+def _store_is_here() -> bool:
+    """Whether there is a store to ask: asking for a file that does not exist would make an empty one."""
+    store = import_module("chestflow.tracking.store")
+    file = store.database(store.uri())
+    return file is None or file.exists()
+
+
 def recorded(patient_id: str, known: Iterable[Exposure] = ()) -> list[Exposure] | None:
     """Runs in MLflow that saw a patient and are not among ``known``; None where the store cannot be asked."""
     seen_before = {exposure.mlflow_run_id for exposure in known}
     try:
-        store = import_module("chestflow.tracking.store")
-        file = store.database(store.uri())
-        if file is not None and not file.exists():
-            return []  # asking would make an empty one
+        if not _store_is_here():
+            return []
         found = import_module("chestflow.tracking.seen").runs_that_saw(patient_id)
     except (ImportError, TrackingError, DataError):
         return None
@@ -68,6 +73,8 @@ def recorded(patient_id: str, known: Iterable[Exposure] = ()) -> list[Exposure] 
 def model_versions(exposures: Iterable[Exposure]) -> dict[str, list[str]] | None:
     """MLflow run id -> ``name vN`` of the registered versions made from it; None where no registry can be asked."""
     try:
+        if not _store_is_here():
+            return {}
         registry = import_module("chestflow.tracking.registry")
         return {e.mlflow_run_id: list(registry.versions_of_run(e.mlflow_run_id)) for e in exposures if e.mlflow_run_id}
     except (ImportError, TrackingError):

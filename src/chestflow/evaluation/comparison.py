@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from chestflow.errors import DataError
 from chestflow.evaluation.intervals import (
-    Z,
     Value,
+    Z,
     cluster_weights,
     delong_covariance,
     one_class,
@@ -135,23 +135,23 @@ def compare(names: list[str], out: Path, *, resamples: int = 1000, seed: int = 0
     rows = []
     for one, other in itertools.combinations(names, 2):
         a, b = tables[one], tables[other]
-        probabilities = [c for c in a if c.startswith("p_")]
-        same_task = a["task"].iloc[0] == b["task"].iloc[0] and probabilities == [c for c in b if c.startswith("p_")]
+        probabilities = [str(c) for c in a.columns if str(c).startswith("p_")]
+        same_task = a["task"].iloc[0] == b["task"].iloc[0] and set(probabilities) <= set(b.columns)
         if not same_task or a["image_id"].tolist() != b["image_id"].tolist():
             continue
         y, patients = a["target"].to_numpy(), a["patient_id"].to_numpy()
-        answers = [(t[probabilities].to_numpy(float), t["called"].to_numpy()) for t in (a, b)]
+        mine, theirs = ((t[probabilities].to_numpy(float), t["called"].to_numpy()) for t in (a, b))
         row: dict[str, Any] = {"first": one, "second": other, "task": a["task"].iloc[0], "images": len(a)}
         row["patients"] = a["patient_id"].nunique()
         rng = np.random.default_rng(seed)
-        differences = paired_bootstrap(y, *answers, patients, resamples=resamples, rng=rng)
+        differences = paired_bootstrap(y, mine, theirs, patients, resamples=resamples, rng=rng)
         for figure, value in differences.items():
             row |= {figure: value.value, f"{figure}_lo": value.lo, f"{figure}_hi": value.hi}
-        positive = answers[0][0].shape[1] - 1
-        test = paired_delong(y == positive, answers[0][0][:, -1], answers[1][0][:, -1], patients)
+        positive = mine[0].shape[1] - 1
+        test = paired_delong(y == positive, mine[0][:, -1], theirs[0][:, -1], patients)
         found = test["difference"]
         row |= {"delong": found.value, "delong_lo": found.lo, "delong_hi": found.hi, "delong_p": test["p"]}
-        disagreement = mcnemar(answers[0][1] == y, answers[1][1] == y)
+        disagreement = mcnemar(mine[1] == y, theirs[1] == y)
         row |= {**{k: disagreement[k] for k in ("only_first", "only_second")}, "mcnemar_p": disagreement["p"]}
         rows.append(row)
     return pd.DataFrame(rows)

@@ -6,12 +6,20 @@ that a map of that resolution is known to reach for that lesion.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
-LUNG_BIT, INFECTION_BIT = 1, 2
+from chestflow.data.packs import Pack
+from chestflow.errors import DataError
+from chestflow.evaluation.cases import ratio_group, ratio_groups
+from chestflow.evaluation.intervals import Value, cluster_weights, percentile_interval
+from chestflow.files import read_parquet
+
+_BIT, INFECTION_BIT = 1, 2
 #: Levels at which a linearly interpolated map is cut when its best IoU is sought.
 LEVELS = np.linspace(0.02, 0.98, 49)
 
@@ -32,13 +40,16 @@ def upsample(heat: NDArray, size: tuple[int, ...]) -> NDArray[np.float32]:
     result = np.asarray(heat, np.float32)
     for axis, length in enumerate(size):
         result = np.moveaxis(np.tensordot(interpolation(result.shape[axis], length), result, (1, axis)), 0, axis)
-    return result
+    return result.astype(np.float32, copy=False)
 
 
 def rescale(heat: NDArray) -> NDArray[np.float32]:
     """To [0, 1] by its own range, after upsampling as paper 004 has it; a constant map becomes zeros."""
     low, high = float(heat.min()), float(heat.max())
-    return np.zeros_like(heat) if high - low < 1e-6 else (heat - low) / (high - low)
+    if high - low < 1e-6:
+        return np.zeros(heat.shape, np.float32)
+    scaled: NDArray[np.float32] = (heat - low) / (high - low)
+    return scaled
 
 
 def iou(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
@@ -93,9 +104,9 @@ def localise(heat: NDArray, bits: NDArray[np.uint8], *, threshold: float, has_lu
         has_lung: whether the lung mask is known.
 
     Returns:
-        ``iou`` and ``best_iou`` (NaN without a lesion), ``pointing`` (whether the map's highest pixel lies in a lesion:
-        1 or 0), ``energy_lesion`` and ``energy_lung`` (shares of the map's sum; NaN for a map of zeros), ``lesion_share``
-        (lesion pixels of all: what a uniform map would score in energy).
+        ``iou`` and ``best_iou`` (NaN without a lesion); ``pointing``, whether the map's highest pixel lies in a lesion
+        (1 or 0); ``energy_lesion`` and ``energy_lung``, shares of the map's sum (NaN for a map of zeros);
+        ``lesion_share``, lesion pixels of all: what a uniform map would score in energy.
     """
     lesion = (bits & INFECTION_BIT) > 0
     full = rescale(upsample(heat, bits.shape))
@@ -111,3 +122,107 @@ def localise(heat: NDArray, bits: NDArray[np.uint8], *, threshold: float, has_lu
         found["pointing"] = float(lesion.flat[int(np.argmax(full))]) if total > 0 else 0.0
         found["energy_lesion"] = float(full[lesion].sum()) / total if total > 0 else float("nan")
     return found
+
+
+def localise_cases(cases: pd.DataFrame, run: str, pack_folder: Path, out: Path, *, threshold: float) -> pd.DataFrame:
+    """Every test answer with a known lesion or lung mask; memory holds one map and one mask at a time.
+
+    Args:
+        cases: with ``fold, image_id``.
+        run: whose attention.npy is read; its rows follow its test.parquet.
+        pack_folder: the pack that the run was trained from.
+        out: the folder of outs.
+        threshold: see :func:`localise`.
+
+    Returns:
+        ``fold, image_id`` and :func:`localise`'s figures; empty where the run has no attention maps.
+
+    Raises:
+        DataError: maps and predictions do not belong together.
+    """
+    pack = Pack.open(pack_folder)
+    known = pack.index.set_index("image_id")
+    rows: list[dict[str, Any]] = []
+    for fold, part in cases.groupby("fold"):
+        folder = out / "predictions" / run / str(fold)
+        if not (folder / "attention.npy").exists():
+            continue
+        heats = np.load(folder / "attention.npy", mmap_mode="r")
+        place = {image: i for i, image in enumerate(read_parquet(folder / "test.parquet")["image_id"])}
+        if len(heats) != len(place):
+            raise DataError(f"attention maps of {run}, fold {fold}, do not fit its predictions: train it again")
+        for image in part["image_id"]:
+            about = known.loc[image]
+            if not (about["has_lung"] or about["has_infection"]):
+                continue
+            bits = np.asarray(pack.masks[int(about["row"])])
+            if not about["has_infection"]:
+                bits = bits & LUNG_BIT
+            heat = np.asarray(heats[place[image]], np.float32)
+            found = localise(heat, bits, threshold=threshold, has_lung=bool(about["has_lung"]))
+            rows.append({"fold": fold, "image_id": image, **found})
+    return pd.DataFrame(rows)
+
+
+#: Figures of :func:`localise` that are averaged over images.
+AVERAGED = ("iou", "best_iou", "pointing", "energy_lesion", "energy_lung", "lesion_share")
+
+
+def average(part: pd.DataFrame, *, resamples: int, seed: int) -> dict[str, Any]:
+    """Means over images with intervals over patients, and ``iou_share``: mean IoU over mean best IoU."""
+    values: dict[str, Any] = {"images": len(part), "patients": int(part["patient_id"].nunique())}
+    weights = cluster_weights(part["patient_id"].to_numpy(), resamples, np.random.default_rng(seed))
+    sums: dict[str, tuple[float, NDArray]] = {}
+    for name in AVERAGED:
+        figure = part[name].to_numpy(float)
+        defined = np.isfinite(figure)
+        if not defined.any():
+            values[name] = Value(float("nan"), reason="no image where it is defined").json()
+            continue
+        total = (weights[:, defined] @ figure[defined].astype(np.float32)).astype(float)
+        count = weights[:, defined].sum(1, dtype=float)
+        means = np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
+        sums[name] = (float(figure[defined].mean()), means)
+        values[name] = percentile_interval(sums[name][0], means, int(defined.sum())).json()
+    if "iou" in sums and sums["best_iou"][0] > 0:
+        own, best = sums["iou"], sums["best_iou"]
+        share = percentile_interval(own[0] / best[0], own[1] / best[1], values["iou"]["n"])
+        values["iou_share"] = share.json()
+    else:
+        values["iou_share"] = Value(float("nan"), reason="no image with a lesion mask").json()
+    return values
+
+
+def summarise_localisation(
+    maps: pd.DataFrame, cases: pd.DataFrame, classes: list[str], settings: Any, run: str, seed: int
+) -> dict[str, Any]:
+    """Localisation over COVID-19 images with lesions, by infection-ratio group, and over other images with lesions.
+
+    Args:
+        maps: from :func:`localise_cases`.
+        cases: with ``fold, image_id, patient_id, target, ratio``.
+        classes: of the task.
+        settings: ``params.evaluate``.
+        run: whose maps these are.
+        seed: of the bootstrap.
+    """
+    threshold = settings.attention_threshold
+    if maps.empty:
+        reason = "no attention maps, or no test image with a lung or lesion mask"
+        return {"available": False, "reason": reason, "run": run, "threshold": threshold}
+    about = cases[["fold", "image_id", "patient_id", "target", "ratio"]]
+    table = maps.merge(about, on=["fold", "image_id"], validate="one_to_one")
+    positive = table["target"] == len(classes) - 1
+    lesion = table["iou"].notna()
+    table["group"] = table["ratio"].map(lambda r: ratio_group(r, settings.ratio_cuts))
+
+    def of(part: pd.DataFrame) -> dict[str, Any]:
+        return average(part, resamples=settings.bootstrap, seed=seed)
+
+    ill = table[positive & lesion]
+    groups = [{"group": g, **of(ill[ill["group"] == g])} for g in ratio_groups(settings.ratio_cuts)]
+    return {
+        "available": True, "reason": None, "run": run, "threshold": threshold,
+        "covid19": of(ill), "by_ratio": groups, "others": of(table[~positive & lesion]),
+        "all_images": of(table),
+    }  # fmt: skip

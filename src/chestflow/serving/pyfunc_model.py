@@ -16,6 +16,7 @@ from typing import Any
 
 import mlflow
 import pandas as pd
+import yaml
 from mlflow.models import ModelSignature
 from mlflow.types import ColSpec, Schema
 
@@ -53,8 +54,8 @@ class ChestflowModel(mlflow.pyfunc.PythonModel):
 
     def load_context(self, context: Any) -> None:
         """Find the bundle; networks are loaded with the first picture that needs them."""
-        config = context.model_config or {}
-        self.predictor = Predictor(Path(context.artifacts["bundle"]), str(config.get("model", "unregistered")))
+        folder = Path(context.artifacts["bundle"])
+        self.predictor = Predictor(folder, _label(folder, context.model_config or {}))
 
     def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         """One row of :data:`COLUMNS` for each row of ``image`` and, if given, ``filename``."""
@@ -76,6 +77,16 @@ class ChestflowModel(mlflow.pyfunc.PythonModel):
                 )
         values = {**answer.plain(), "filename": answer.file, "ratio": str(answer.ratio)}
         return {column: values[column] for column in COLUMNS}
+
+
+def _label(folder: Path, config: dict[str, Any]) -> str:
+    """Name and version where MLflow loaded the model from its registry, else name and content."""
+    fetched = folder.parent.parent / "registered_model_meta"
+    if fetched.exists():
+        known = yaml.safe_load(fetched.read_text()) or {}
+        if {"model_name", "model_version"} <= known.keys():
+            return f"{known['model_name']} v{known['model_version']}"
+    return str(config.get("model", "unregistered"))
 
 
 def _unpack(content: bytes, folder: Path) -> Path:

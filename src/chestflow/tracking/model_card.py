@@ -11,7 +11,7 @@ from chestflow.tracking import evidence as read
 
 SHOWN = {
     "auroc": "AUROC",
-    "auprc": "area under precision-recall",
+    "pr_auc": "area under precision-recall",
     "sensitivity": "sensitivity",
     "specificity": "specificity",
     "accuracy": "accuracy",

@@ -7,9 +7,10 @@ into a fresh clone, and temporary experiment folders.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -115,22 +116,23 @@ def _begin(client: MlflowClient, params: Params, run: str, fold: int, out: Path,
 
 def _log_images(client: MlflowClient, run_id: str, images: pd.DataFrame, tags: dict[str, str]) -> None:
     """Record which images take which role: as MLflow's dataset input, and as a table for withdrawals."""
-    import warnings
+    from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    import mlflow.data
-    from mlflow.entities import DatasetInput, InputTag
-
-    name = f"{tags['cohort']}-fold{tags['fold']}"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        dataset = mlflow.data.from_pandas(images, source=f"dvc:{tags['data_md5']}", name=name)
-        entity = dataset._to_mlflow_entity()
-    client.log_inputs(run_id, [DatasetInput(entity, [InputTag("mlflow.data.context", "training")])])
-    client.set_tag(run_id, "images_digest", dataset.digest)
-    with tempfile.TemporaryDirectory() as folder:
-        table = Path(folder) / Path(IMAGES).name
-        images.to_csv(table, index=False)
-        client.log_artifact(run_id, str(table), str(Path(IMAGES).parent))
+    text = images.to_csv(index=False, lineterminator="\n")
+    digest = hashlib.sha256(text.encode()).hexdigest()[:16]
+    counts = {str(role): int(count) for role, count in images["role"].value_counts().sort_index().items()}
+    columns = [{"name": str(name), "type": "string", "required": True} for name in images.columns]
+    dataset = Dataset(
+        name=f"{tags['cohort']}-fold{tags['fold']}",
+        digest=digest,
+        source_type="dvc",
+        source=json.dumps({"uri": f"dvc:{tags['data_md5']}"}),
+        schema=json.dumps({"mlflow_colspec": columns}),
+        profile=json.dumps({"num_rows": len(images), "roles": counts}),
+    )
+    client.log_inputs(run_id, [DatasetInput(dataset, [InputTag("mlflow.data.context", "training")])])
+    client.log_text(run_id, text, IMAGES)
+    client.set_tag(run_id, "images_digest", digest)
 
 
 @contextmanager

@@ -23,10 +23,21 @@ from chestflow.errors import TrackingError
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
-#: Patience with a server, in seconds and attempts; MLflow's own defaults wait for minutes.
-PATIENCE = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "30", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
+#: Unless the environment says otherwise: patience with a server in seconds and attempts (MLflow's own defaults wait for
+#: minutes), and no progress bars in logs.
+SETTINGS = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+}
 PROBE_SECONDS = 5
 SQLITE = "sqlite:///"
+
+
+def _settle() -> None:
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
 
 
 def root() -> Path:
@@ -173,7 +184,7 @@ def initialise() -> tuple[str, Path | None]:
     Raises:
         TrackingError: a damaged or foreign database, a server that does not answer.
     """
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    _settle()
     address, backup = uri(), None
     file = database(address)
     if file is None:
@@ -195,9 +206,7 @@ def connect() -> MlflowClient:
     Raises:
         TrackingError: as :func:`initialise`; or the database is older than the installed MLflow.
     """
-    for name, value in PATIENCE.items():
-        os.environ.setdefault(name, value)
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    _settle()
     address = uri()
     file = database(address)
     if file is not None:

@@ -36,20 +36,21 @@ class Body:
     gravity_hu: float
     breast_mm: float
     aorta_mm: float
+    middle_mm: float
 
     @classmethod
     def of(cls, patient: Patient) -> Body:
         """Draw a build; women are a little smaller."""
         rng = patient.stream("body")
         scale = 0.94 if patient.sex == "F" else 1.0
-        n = rng.standard_normal(14)
+        n = rng.standard_normal(15)
         return cls(
             height=scale * (1 + 0.07 * n[0]),
             width=scale * float(np.clip(1 + 0.06 * n[1], 0.86, 1.1)),
             depth=float(np.clip(1 + 0.07 * n[2], 0.84, 1.16)),
             fat_mm=float(np.clip(14 + 6 * n[3], 5, 28)),
             shift_mm=(float(np.clip(10 * n[4], -16, 16)), 6 * n[5], float(np.clip(10 * n[6], -20, 20))),
-            tilt=float(np.clip(0.055 * n[7], -0.12, 0.12)),
+            tilt=float(np.clip(0.06 * n[7], -0.13, 0.13)),
             heart=float(np.clip(1 + 0.10 * n[8] + 0.002 * (patient.age - 54), 0.8, 1.3)),
             dome_mm=float(np.clip(34 + 7 * n[9], 18, 52)),
             rib_phase=float(rng.uniform(0, 2 * np.pi)),
@@ -58,6 +59,7 @@ class Body:
             gravity_hu=float(np.clip(40 + 25 * n[12], 0, 110)),
             breast_mm=float(rng.uniform(12, 32)) if patient.sex == "F" else 0.0,
             aorta_mm=float(np.clip(17 + 2 * n[13], 13, 22)),
+            middle_mm=float(np.clip(27 + 4 * n[14], 20, 36)),
         )
 
 
@@ -111,7 +113,7 @@ def heart(body: Body, z: Field, y: Field, x: Field) -> Field:
     lean = 0.35 * (z + 55)
     ventricles = _ball(((x - 20 + lean) / 58, (y + 34) / 48, (z + 58) / 52), 52 * body.heart, body.heart)
     arch = _ball(((x - 24) / body.aorta_mm, (y - 8) / 30, (z - 42) / body.aorta_mm), body.aorta_mm)
-    middle = (1 - np.sqrt((x / 27) ** 2 + ((y - 4) / 78) ** 2)) * 27
+    middle = (1 - np.sqrt((x / body.middle_mm) ** 2 + ((y - 4) / 78) ** 2)) * body.middle_mm
     return np.maximum(np.maximum(ventricles, arch), middle)
 
 

@@ -114,7 +114,7 @@ def draw_density(patient: Patient) -> Density:
     if patient.label == "bacterial_pneumonia":
         return Density(-420 + 150 * u[0], -110 + 140 * u[1], 0.03 + 0.09 * u[2], 0.08, 30 + 30 * u[4])
     if patient.label == "viral_pneumonia":
-        return Density(-540 + 210 * u[0], -180 + 150 * u[1], 0.08 + 0.27 * u[2], 0.14, 40 + 40 * u[4])
+        return Density(-580 + 220 * u[0], -220 + 170 * u[1], 0.10 + 0.35 * u[2], 0.14, 40 + 40 * u[4])
     return Density(-620 + 190 * u[0], -290 + 150 * u[1], 0.40 + 0.5 * u[2], 0.18, 40 + 40 * u[4])
 
 

@@ -24,6 +24,8 @@ HU_STEP = 8
 XRAY_STEPS = 1024
 #: Attenuation that is stored as black and as white, at a middling exposure.
 XRAY_DARK, XRAY_BRIGHT = 0.15, 6.4
+#: Deviation of a person's place before the X-ray detector, in mm.
+POSITION_MM = 9.0
 LUNG_WINDOW = (-1350.0, 150.0)  # width 1500, centre -600
 
 
@@ -132,9 +134,10 @@ def xray(patient: Patient, study: Study, thorax: Thorax) -> Xray:
     path = np.clip(mu, 0, None).sum(axis=1)[::-1] * y_mm  # head at the top
     pixel = x_mm / 2
     height, width = round(thorax.grid.extent_mm[0] / pixel), 2 * thorax.grid.shape[2]
-    path = _resize(path, (height, width))
-    path = ndimage.gaussian_filter(path, 0.8)
     rng = patient.stream("xray", study.number)
+    # nobody stands twice at the same place before the detector
+    offset = np.clip(rng.normal(0, POSITION_MM, 2), -2 * POSITION_MM, 2 * POSITION_MM) / (z_mm, x_mm)
+    path = ndimage.gaussian_filter(_resize(path, (height, width), offset), 0.8)
     noise = ndimage.gaussian_filter(rng.standard_normal((height, width)), 0.6) / 0.47
     # few photons arrive behind much tissue: the noise of -log I grows as the root of the attenuation
     path = path + patient.site.xray_noise * np.exp(0.25 * path) * noise
@@ -143,16 +146,17 @@ def xray(patient: Patient, study: Study, thorax: Thorax) -> Xray:
     _label(grey, patient, study, 1.0, scale=2)
     top = 2**patient.site.bits - 1
     pixels = np.rint(np.rint(grey * (XRAY_STEPS - 1)) / (XRAY_STEPS - 1) * top).astype(np.uint16)
-    lung = _resize(thorax.lung.sum(axis=1)[::-1] * y_mm, (height, width)) >= 25
-    infection = _resize(infected.mask.sum(axis=1)[::-1] * y_mm, (height, width)) >= 8
+    lung = _resize(thorax.lung.sum(axis=1)[::-1] * y_mm, (height, width), offset) >= 25
+    infection = _resize(infected.mask.sum(axis=1)[::-1] * y_mm, (height, width), offset) >= 8
     ratio = float(infected.mask.sum() / thorax.lung.sum())
     return Xray(pixels, lung, infection & lung, (pixel, pixel), ratio)
 
 
-def _resize(image: Field, shape: tuple[int, int]) -> Field:
-    """Cubic interpolation of (H, W) on pixel centres."""
+def _resize(image: Field, shape: tuple[int, int], offset: Field) -> Field:
+    """Cubic interpolation of (H, W) on pixel centres, moved by ``offset`` pixels of the image."""
     rows, columns = (
-        (np.arange(after) + 0.5) * before / after - 0.5 for before, after in zip(image.shape, shape, strict=True)
+        (np.arange(after) + 0.5) * before / after - 0.5 + move
+        for before, after, move in zip(image.shape, shape, offset, strict=True)
     )
     where = np.meshgrid(rows, columns, indexing="ij")
     return ndimage.map_coordinates(image.astype(np.float64), where, order=3, mode="nearest")

@@ -54,11 +54,11 @@ def _structures(table: Path) -> dict[str, list[dict[str, str]]]:
 
 def _masks(root: Path, structures: list[dict[str, str]], wanted: tuple[str, ...]) -> tuple[str, ...]:
     """References of the wanted structures' crops; () where none is drawn, which leaves them unknown."""
-    return tuple(
-        mask_reference(root / line["Mask"], int(line["Top"]), int(line["Left"]))
-        for line in structures
-        if line["Class"].removeprefix("COVID-19 ") in wanted and line["Mask"]
-    )
+    drawn = [line for line in structures if line["Class"].removeprefix("COVID-19 ") in wanted and line["Mask"]]
+    for line in drawn:
+        if not (line["Top"].isdigit() and line["Left"].isdigit()):
+            raise DataError(f"structure.csv of {INFO.title}: Top and Left of mask {line['Mask']} are not whole numbers")
+    return tuple(mask_reference(root / line["Mask"], int(line["Top"]), int(line["Left"])) for line in drawn)
 
 
 def rows(root: Path) -> Iterator[Row | Reject]:

@@ -1,0 +1,242 @@
+"""Stage split: each cohort's images in roles, fold by fold, so that no group of images stands on two sides.
+
+With k folds, test is fold f, and tune a stratified, grouped share of the rest. With an official test set that is test
+in every fold, and fold f is tune, whose predictions are then the out-of-fold ones. External sets are tested on and
+never trained on; what is in a group with one of their images is excluded, and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from chestflow.data.assignment import folds, share_of, stream
+from chestflow.data.groups import Groups, group_images
+from chestflow.data.same_picture import Thumbnails
+from chestflow.errors import DataError
+from chestflow.files import read_parquet, write_json, write_parquet
+
+if TYPE_CHECKING:  # pydantic is not needed to split
+    from chestflow.config import Cohort, Split
+
+ROLES = ("train", "tune", "test", "external", "unlabelled", "masks_only", "excluded")
+COLUMNS = ["cohort", "fold", "image_id", "group_id", "role"]
+#: Roles whose images a network learns from, or is chosen or judged by: a group has one of them in a fold.
+SIDES = ("train", "tune", "test", "external", "unlabelled", "masks_only")
+NAMED = 20  # conflicting groups that the report lists; all are counted
+
+
+def members_of(manifest: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
+    """The rows of a cohort, sorted by image_id: its sets, modality and labels; unlabelled ones stay."""
+    rows = manifest[
+        manifest["source"].isin([*cohort.sets, *cohort.external]) & (manifest["modality"] == cohort.modality)
+    ]
+    if cohort.labels is not None:
+        rows = rows[rows["label"].isin(cohort.labels) | rows["label"].isna()]
+    return rows.sort_values("image_id", ignore_index=True)
+
+
+def make_splits(
+    manifest: pd.DataFrame,
+    cohorts: Mapping[str, Cohort],
+    split: Split,
+    *,
+    seed: int,
+    thumbnails: Thumbnails | None = None,
+    groups: Groups | None = None,
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    """Roles of all images of all cohorts in all folds.
+
+    Args:
+        manifest: all images, in any order: the order does not change the result.
+        cohorts: name -> sets, modality, labels and external sets.
+        split: number of folds, tune's share, and what counts as the same picture.
+        seed: of the folds; each cohort draws from a stream of its own, so that one more cohort changes no other.
+        thumbnails: where thumbnails come from; None reads the files.
+        groups: of these images, where they are known already.
+
+    Returns:
+        The long table of :data:`COLUMNS` (a row per cohort, fold and image), and a report of counts and conflicts.
+
+    Raises:
+        DataError: a cohort is empty, has fewer groups than folds, or a role of a fold has no image.
+    """
+    if groups is None:
+        groups = group_images(manifest, hamming=split.hamming, correlation=split.correlation, thumbnails=thumbnails)
+    tables: list[pd.DataFrame] = []
+    report: dict[str, Any] = {"groups": groups.report, "cohorts": {}}
+    for name, cohort in cohorts.items():
+        rows = members_of(manifest, cohort).merge(groups.table, on="image_id", how="left", validate="one_to_one")
+        table, about = _split_cohort(name, rows, cohort, split, seed)
+        tables.append(table)
+        report["cohorts"][name] = about
+    return pd.concat(tables, ignore_index=True)[COLUMNS], report
+
+
+def _split_cohort(
+    name: str, rows: pd.DataFrame, cohort: Cohort, split: Split, seed: int
+) -> tuple[pd.DataFrame, dict[str, Any]]:
+    fixed, why, conflicts = fixed_roles(rows, cohort)
+    free = rows[fixed.isna()]
+    official = bool((fixed == "test").any())
+    labels, names = free["label"].to_numpy(object), free["group_id"].to_numpy(object)
+    if len(set(names)) < split.k:
+        raise DataError(
+            f"cohort {name} has {len(set(names))} groups of labelled {cohort.modality} images to divide, and split.k is"
+            f" {split.k}: check its sets and labels, add data, or lower split.k"
+        )
+    fold_of = folds(labels, names, split.k, stream(seed, name))
+    tables = []
+    for fold in range(split.k):
+        role = fixed.copy()
+        role[free.index] = "train"
+        held = free.index[fold_of == fold]
+        if official:
+            role[held] = "tune"
+        else:
+            role[held] = "test"
+            rest = fold_of != fold
+            chosen = share_of(labels[rest], names[rest], split.tune_share, stream(seed, name, fold))
+            role[free.index[rest][chosen]] = "tune"
+        missing = {"train", "tune", "test"} - set(role)
+        if missing:
+            raise DataError(
+                f"cohort {name}, fold {fold}: no image is left for {', '.join(sorted(missing))}: add patients, or"
+                f" change split.k and split.tune_share"
+            )
+        tables.append(rows[["image_id", "group_id"]].assign(cohort=name, fold=fold, role=role.astype(str)))
+    table = pd.concat(tables, ignore_index=True)
+    about = {
+        "images": len(rows),
+        "groups": int(rows["group_id"].nunique()),
+        "largest_group": int(rows.groupby("group_id").size().max()),
+        "test": "official" if official else "folds",
+        "official_images": {str(k): int(v) for k, v in rows.groupby("official_split").size().items()},
+        "excluded": {reason: int(count) for reason, count in why.dropna().groupby(why.dropna()).size().items()},
+        "conflicts": conflicts,
+        "folds": [_count(table[table["fold"] == fold], rows) for fold in range(split.k)],
+    }
+    about["warnings"] = _warnings(name, about, rows)
+    return table, about
+
+
+def fixed_roles(rows: pd.DataFrame, cohort: Cohort) -> tuple[pd.Series, pd.Series, dict[str, Any]]:
+    """Roles that no fold changes.
+
+    Returns:
+        For each row its role, or null where the folds decide; why it is excluded, or null; and the conflicts between
+        an official split and the groups: how many groups stand on both sides of it, and the first of them.
+    """
+    role = pd.Series(None, index=rows.index, dtype=object)
+    why = pd.Series(None, index=rows.index, dtype=object)
+    outside = rows["source"].isin(cohort.external)
+
+    def exclude(where: pd.Series, reason: str) -> None:
+        taken = where & (role != "excluded")
+        role[taken], why[taken] = "excluded", reason
+
+    unlabelled = rows["label"].isna()
+    role[outside] = "external"
+    exclude(outside & unlabelled, "external_without_label")
+    exclude(~outside & rows["group_id"].isin(rows.loc[outside, "group_id"]), "in_a_group_with_an_external_image")
+    exclude(_copies(rows, cohort, role != "excluded"), "copy_of_an_image_of_another_set")
+
+    labelled = ~unlabelled & (role != "excluded")
+    exclude(unlabelled & rows["group_id"].isin(rows.loc[labelled, "group_id"]), "unlabelled_in_a_labelled_group")
+    # A group of unlabelled images is of use as a whole: with its masks, or without.
+    masked = rows["lung_mask"].map(_known) | rows["infection_mask"].map(_known)
+    rest = unlabelled & role.isna()
+    with_masks = rows["group_id"].isin(rows.loc[rest & masked, "group_id"])
+    exclude(rest & with_masks & ~masked, "without_mask_in_a_masked_group")
+    role[rest & masked] = "masks_only"
+    role[rest & ~with_masks] = "unlabelled"
+
+    inside = role.isna()
+    test = inside & (rows["official_split"] == "test").fillna(False)
+    crossed = inside & ~test & rows["group_id"].isin(rows.loc[test, "group_id"])
+    role[test] = "test"
+    exclude(crossed, "in_a_group_with_an_official_test_image")
+    return role, why, _conflicts(rows[inside])
+
+
+def _conflicts(rows: pd.DataFrame) -> dict[str, Any]:
+    sides = rows.dropna(subset=["official_split"]).groupby("group_id")["official_split"].unique()
+    crossing = sides[sides.map(len) > 1]
+    named = [{"group_id": group, "sides": sorted(both)} for group, both in crossing.head(NAMED).items()]
+    images = rows["group_id"].isin(crossing.index)
+    return {"groups": len(crossing), "images": int(images.sum()), "first": named}
+
+
+def _known(value: Any) -> bool:
+    return value is not None and hasattr(value, "__len__") and len(value) > 0
+
+
+def _copies(rows: pd.DataFrame, cohort: Cohort, candidate: pd.Series) -> pd.Series:
+    """Rows whose picture a set that the cohort names earlier also brings; within one set, copies stay together."""
+    rank = {name: place for place, name in enumerate([*cohort.external, *cohort.sets])}
+    place = rows["source"].map(rank).where(candidate)
+    return candidate & (place > place.groupby(rows["picture_id"]).transform("min"))
+
+
+def _count(table: pd.DataFrame, rows: pd.DataFrame) -> dict[str, Any]:
+    """role -> images, groups, and images by label."""
+    label = table["image_id"].map(rows.set_index("image_id")["label"]).fillna("unlabelled")
+    counted = {}
+    for role, mine in table.groupby("role"):
+        by_label = label[mine.index].value_counts().sort_index()
+        counted[str(role)] = {
+            "images": len(mine),
+            "groups": int(mine["group_id"].nunique()),
+            "labels": {str(k): int(v) for k, v in by_label.items()},
+        }
+    return counted
+
+
+def _warnings(name: str, about: dict[str, Any], rows: pd.DataFrame) -> list[str]:
+    said = []
+    if about["conflicts"]["groups"]:
+        said.append(
+            f"Cohort {name}: {about['conflicts']['groups']} groups stand on two sides of the official split;"
+            + (" what is not test was excluded." if about["test"] == "official" else " the folds keep them together.")
+        )
+    if about["test"] == "folds" and about["official_images"]:
+        said.append(f"Cohort {name}: its official split has no test set, so the folds take its place.")
+    labels = set(rows["label"].dropna())
+    for role in ("train", "tune", "test"):
+        folds_without = {
+            label: [f for f, counts in enumerate(about["folds"]) if label not in counts[role]["labels"]]
+            for label in sorted(labels)
+        }
+        for label, where in folds_without.items():
+            if where:
+                said.append(
+                    f"Cohort {name}: role {role} has no {label} in {len(where)} of {len(about['folds'])} folds."
+                )
+    return said
+
+
+def write(
+    manifest: Path,
+    cohorts: Mapping[str, Cohort],
+    split: Split,
+    out: Path,
+    *,
+    seed: int,
+    thumbnails: Thumbnails | None = None,
+) -> None:
+    """Write ``splits.parquet``, ``groups.parquet`` (image_id, group_id of all images) and ``splits.json`` to ``out``."""
+    rows = read_parquet(manifest)
+    groups = group_images(rows, hamming=split.hamming, correlation=split.correlation, thumbnails=thumbnails)
+    splits, report = make_splits(rows, cohorts, split, seed=seed, groups=groups)
+    write_parquet(out / "groups.parquet", groups.table[["image_id", "group_id"]])
+    write_parquet(out / "splits.parquet", splits)
+    write_json(out / "splits.json", report)
+    print(f"{groups.report['images']} images in {groups.report['groups']} groups")
+    for name, about in report["cohorts"].items():
+        counts = ", ".join(f"{role} {n['images']}" for role, n in sorted(about["folds"][0].items()))
+        print(f"{name}: {about['images']} images, fold 0: {counts}")
+        for sentence in about["warnings"]:
+            print(f"warning: {sentence}")

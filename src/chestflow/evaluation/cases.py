@@ -1,0 +1,132 @@
+"""The test answers joined to the truth, the one place where that happens, and their pooling over folds and patients."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from chestflow.errors import DataError
+from chestflow.evaluation.calibration import probabilities
+from chestflow.evaluation.metrics import decide
+from chestflow.files import read_json, read_parquet
+
+#: Upper ends (exclusive) of the age bands in years, and their names.
+AGE_BANDS = ((18, "under 18"), (45, "18-44"), (65, "45-64"), (200, "65 and over"))
+#: Columns taken from the manifest.
+FROM_MANIFEST = ["image_id", "patient_id", "label", "source", "sex", "age", "site"]
+
+
+def columns(prefix: str, classes: list[str]) -> list[str]:
+    """``p_normal, p_covid19`` and the like, in class order."""
+    return [f"{prefix}_{c}" for c in classes]
+
+
+def load(name: str, params: Any, out: Path, role: str = "test") -> pd.DataFrame:
+    """Every answer of a run or ensemble in all folds of ``params.folds``, with the truth.
+
+    Returns:
+        One row per fold and image, sorted: ``fold, image_id, patient_id`` (the image's own id where the source names
+        no patient), ``task, target`` (class index), ``p_<class>`` (raw), ``calibrated_<class>`` (after the fold's
+        temperature), ``threshold`` (the fold's), ``label, source, sex, age, site, ratio`` (NaN where unknown), and for
+        ensembles ``w_paper, w_tuned``. Empty where no fold has the role.
+
+    Raises:
+        DataError: predictions or calibration are missing, or an image is not in the manifest or in no class.
+    """
+    task = params.task_of(name)
+    classes = list(task.classes)
+    index = {label: i for i, labels in enumerate(task.classes.values()) for label in labels}
+    parts = []
+    for fold in params.folds:
+        file = out / "predictions" / name / str(fold) / f"{role}.parquet"
+        if role != "test" and not file.exists():
+            continue
+        answers = read_parquet(file)
+        tuned = read_json(out / "tune" / "calibration" / name / f"{fold}.json")
+        logits = answers[columns("logit", classes)].to_numpy(float)
+        if not np.isfinite(logits).all():
+            raise DataError(f"predictions of {name}, fold {fold}, hold NaN or infinite logits: train it again")
+        part = answers[["image_id", "task", *[c for c in ("w_paper", "w_tuned") if c in answers]]].copy()
+        part.insert(0, "fold", fold)
+        part[columns("p", classes)] = probabilities(logits)
+        part[columns("calibrated", classes)] = probabilities(logits, tuned["temperature"])
+        part["threshold"] = float(tuned["threshold"])
+        parts.append(part)
+    if not parts:
+        return pd.DataFrame()
+    cases = pd.concat(parts, ignore_index=True)
+    manifest = read_parquet(out / "manifest.parquet")[FROM_MANIFEST]
+    ratio = read_parquet(out / "segment" / "ratio.parquet")[["image_id", "ratio"]]
+    cases = cases.merge(manifest, on="image_id", how="left", validate="many_to_one", indicator=True)
+    if (cases["_merge"] != "both").any():
+        lost = cases.loc[cases["_merge"] != "both", "image_id"].iloc[0]
+        raise DataError(f"predictions of {name} name image {lost}, which the manifest lacks: run `dvc repro` again")
+    cases = cases.drop(columns="_merge").merge(ratio, on="image_id", how="left", validate="many_to_one")
+    cases["target"] = cases["label"].map(index)
+    if cases["target"].isna().any():
+        lost = cases.loc[cases["target"].isna(), "image_id"].iloc[0]
+        raise DataError(f"image {lost} has a label that is in no class of the task: run `dvc repro` again")
+    cases = cases.astype({"target": "int64"})
+    for column in ("age", "ratio"):
+        cases[column] = pd.to_numeric(cases[column]).astype("Float64").to_numpy(float, na_value=np.nan)
+    cases["patient_id"] = cases["patient_id"].fillna(cases["image_id"])
+    return cases.sort_values(["fold", "image_id"], ignore_index=True)
+
+
+def pool(cases: pd.DataFrame, classes: list[str]) -> tuple[pd.DataFrame, str]:
+    """One row an image over all folds.
+
+    Returns:
+        The table with ``called`` (raw) and ``called_tuned``, sorted by image, and how it was pooled: ``out_of_fold``
+        where each image was tested in one fold, ``fold_mean`` where folds share test images (an official test set):
+        then probabilities and thresholds are averaged over the folds' networks.
+    """
+    how = "out_of_fold"
+    if cases["image_id"].duplicated().any():
+        how = "fold_mean"
+        numbers = [*columns("p", classes), *columns("calibrated", classes), "threshold"]
+        means = cases.groupby("image_id", as_index=False)[numbers].mean()
+        cases = cases.drop_duplicates("image_id").drop(columns=numbers).merge(means, on="image_id")
+    return call(cases.sort_values("image_id", ignore_index=True), classes), how
+
+
+def call(cases: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
+    """Add the classes called: from raw probabilities, and from calibrated ones at the tuned threshold."""
+    cases = cases.copy()
+    cases["called"] = decide(cases[columns("p", classes)].to_numpy(float))
+    calibrated = cases[columns("calibrated", classes)].to_numpy(float)
+    cases["called_tuned"] = decide(calibrated, cases["threshold"].to_numpy(float))
+    return cases
+
+
+def per_patient(cases: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
+    """One row a patient: mean probabilities over the patient's images; the patient's class is the highest class index
+    among them, so one COVID-19 image makes a COVID-19 patient."""
+    numbers = [*columns("p", classes), *columns("calibrated", classes), "threshold"]
+    grouped = cases.groupby("patient_id", sort=True)
+    table = grouped[numbers].mean()
+    table["target"] = grouped["target"].max()
+    return call(table.reset_index(), classes)
+
+
+def age_band(age: float) -> str | None:
+    """The band of an age in years; None where it is unknown."""
+    return None if np.isnan(age) else next(name for end, name in AGE_BANDS if age < end)
+
+
+def ratio_group(ratio: float, cuts: list[float]) -> str | None:
+    """The infection ratio's group: below the first cut, from one to below the next, from the last on (paper 004)."""
+    if np.isnan(ratio):
+        return None
+    place = int(np.searchsorted(cuts, ratio, side="right"))
+    if place == 0:
+        return f"below {cuts[0]:g}"
+    return f"from {cuts[-1]:g}" if place == len(cuts) else f"{cuts[place - 1]:g} to {cuts[place]:g}"
+
+
+def ratio_groups(cuts: list[float]) -> list[str]:
+    """Names of the groups in rising order."""
+    return [str(ratio_group(edge, cuts)) for edge in (-1.0, *cuts)]

@@ -93,7 +93,7 @@ def test_an_older_database_is_backed_up_before_its_upgrade(made: Path, root: Pat
     _step_back(file, environment)
     with closing(sqlite3.connect(file)) as connection:
         earlier = connection.execute(REVISION).fetchone()
-    with pytest.raises(TrackingError, match="older MLflow: run `chestflow tracking init`"):
+    with pytest.raises(TrackingError, match="another MLflow: run `chestflow tracking init`"):
         store.connect()
     _, backup = store.initialise()
     assert backup is not None

@@ -30,7 +30,9 @@ def phantom(
     z, y, x = (int(part) for part in parts)
     table = write_cohort(out, patients, seed, (z, y, x), shortcut)
     counts = table.groupby("modality").size()
-    print(f"{out}: {table['patient'].nunique()} synthetic patients, " + ", ".join(f"{n} {m}" for m, n in counts.items()))
+    print(
+        f"{out}: {table['patient'].nunique()} synthetic patients, " + ", ".join(f"{n} {m}" for m, n in counts.items())
+    )
     if sheet is not None:
         from chestflow.data.phantom.contact_sheet import draw_sheet
 

@@ -40,7 +40,7 @@ def pool(
     """
     manifest = conform(pd.concat([_read_set(ingested / name, name) for name in sets], ignore_index=True))
     rejects = pd.concat([_read_rejects(ingested / name) for name in sets], ignore_index=True)
-    report = {
+    report: dict[str, Any] = {
         "sets": {name: _counts(manifest[manifest["source"] == name], rejects, name) for name in sets},
         "images": len(manifest),
         "rejects": len(rejects),
@@ -73,10 +73,12 @@ def _read_rejects(folder: Path) -> pd.DataFrame:
 
 
 def _counts(rows: pd.DataFrame, rejects: pd.DataFrame, name: str) -> dict[str, Any]:
-    labels = rows.assign(label=rows["label"].fillna("unlabelled")).groupby(["modality", "label"]).size()
-    by_modality: dict[str, dict[str, int]] = {}
-    for (modality, label), count in labels.items():  # type: ignore[misc]  # a tuple of two
-        by_modality.setdefault(modality, {})[label] = int(count)
+    by_modality = {
+        str(modality): {
+            str(k): int(n) for k, n in mine["label"].fillna("unlabelled").value_counts().sort_index().items()
+        }
+        for modality, mine in rows.groupby("modality")
+    }
     mine = rejects[rejects["source"] == name]
     return {
         "images": len(rows),
@@ -101,7 +103,7 @@ def shared(manifest: pd.DataFrame, sets: Sequence[str], thumbnails: Thumbnails |
         "same_picture": same_pictures(manifest, across, thumbnails=thumbnails),
     }
     rank = {name: place for place, name in enumerate(sets)}
-    source, image = manifest["source"].to_numpy(object), manifest["image_id"].to_numpy(object)
+    source, image = manifest["source"].tolist(), manifest["image_id"].tolist()
     listed: list[dict[str, str]] = []
     seen: set[tuple[int, int]] = set()
     for kind, (first, second) in kinds.items():
@@ -137,10 +139,10 @@ def _sentences(pairs: list[dict[str, str]], patients: int) -> list[str]:
         kind: len({p["copy"] for p in pairs if p["kind"] == kind}) for kind in ("identical_bytes", "same_picture")
     }
     said = []
-    if any(copies.values()):
+    if pairs:
         said.append(
-            f"{copies['identical_bytes']} images have identical bytes in an earlier named set, and"
-            f" {copies['same_picture']} more show the same picture: where a cohort names both sets, each counts once."
+            f"{copies('identical_bytes')} images have identical bytes in an earlier named set, and"
+            f" {copies('same_picture')} more show the same picture: where a cohort names both sets, each counts once."
         )
     if patients:
         said.append(f"{patients} patients occur in more than one set: they stay on one side of every split.")

@@ -15,6 +15,7 @@ import pandas as pd
 
 from chestflow.data.assignment import folds, share_of, stream
 from chestflow.data.groups import Groups, group_images
+from chestflow.data.roles import fixed_roles, members_of
 from chestflow.data.same_picture import Thumbnails
 from chestflow.errors import DataError
 from chestflow.files import read_parquet, write_json, write_parquet
@@ -22,21 +23,7 @@ from chestflow.files import read_parquet, write_json, write_parquet
 if TYPE_CHECKING:  # pydantic is not needed to split
     from chestflow.config import Cohort, Split
 
-ROLES = ("train", "tune", "test", "external", "unlabelled", "masks_only", "excluded")
 COLUMNS = ["cohort", "fold", "image_id", "group_id", "role"]
-#: Roles whose images a network learns from, or is chosen or judged by: a group has one of them in a fold.
-SIDES = ("train", "tune", "test", "external", "unlabelled", "masks_only")
-NAMED = 20  # conflicting groups that the report lists; all are counted
-
-
-def members_of(manifest: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
-    """The rows of a cohort, sorted by image_id: its sets, modality and labels; unlabelled ones stay."""
-    rows = manifest[
-        manifest["source"].isin([*cohort.sets, *cohort.external]) & (manifest["modality"] == cohort.modality)
-    ]
-    if cohort.labels is not None:
-        rows = rows[rows["label"].isin(cohort.labels) | rows["label"].isna()]
-    return rows.sort_values("image_id", ignore_index=True)
 
 
 def make_splits(
@@ -109,7 +96,7 @@ def _split_cohort(
             )
         tables.append(rows[["image_id", "group_id"]].assign(cohort=name, fold=fold, role=role.astype(str)))
     table = pd.concat(tables, ignore_index=True)
-    about = {
+    about: dict[str, Any] = {
         "images": len(rows),
         "groups": int(rows["group_id"].nunique()),
         "largest_group": int(rows.groupby("group_id").size().max()),
@@ -121,64 +108,6 @@ def _split_cohort(
     }
     about["warnings"] = _warnings(name, about, rows)
     return table, about
-
-
-def fixed_roles(rows: pd.DataFrame, cohort: Cohort) -> tuple[pd.Series, pd.Series, dict[str, Any]]:
-    """Roles that no fold changes.
-
-    Returns:
-        For each row its role, or null where the folds decide; why it is excluded, or null; and the conflicts between
-        an official split and the groups: how many groups stand on both sides of it, and the first of them.
-    """
-    role = pd.Series(None, index=rows.index, dtype=object)
-    why = pd.Series(None, index=rows.index, dtype=object)
-    outside = rows["source"].isin(cohort.external)
-
-    def exclude(where: pd.Series, reason: str) -> None:
-        taken = where & (role != "excluded")
-        role[taken], why[taken] = "excluded", reason
-
-    unlabelled = rows["label"].isna()
-    role[outside] = "external"
-    exclude(outside & unlabelled, "external_without_label")
-    exclude(~outside & rows["group_id"].isin(rows.loc[outside, "group_id"]), "in_a_group_with_an_external_image")
-    exclude(_copies(rows, cohort, role != "excluded"), "copy_of_an_image_of_another_set")
-
-    labelled = ~unlabelled & (role != "excluded")
-    exclude(unlabelled & rows["group_id"].isin(rows.loc[labelled, "group_id"]), "unlabelled_in_a_labelled_group")
-    # A group of unlabelled images is of use as a whole: with its masks, or without.
-    masked = rows["lung_mask"].map(_known) | rows["infection_mask"].map(_known)
-    rest = unlabelled & role.isna()
-    with_masks = rows["group_id"].isin(rows.loc[rest & masked, "group_id"])
-    exclude(rest & with_masks & ~masked, "without_mask_in_a_masked_group")
-    role[rest & masked] = "masks_only"
-    role[rest & ~with_masks] = "unlabelled"
-
-    inside = role.isna()
-    test = inside & (rows["official_split"] == "test").fillna(False)
-    crossed = inside & ~test & rows["group_id"].isin(rows.loc[test, "group_id"])
-    role[test] = "test"
-    exclude(crossed, "in_a_group_with_an_official_test_image")
-    return role, why, _conflicts(rows[inside])
-
-
-def _conflicts(rows: pd.DataFrame) -> dict[str, Any]:
-    sides = rows.dropna(subset=["official_split"]).groupby("group_id")["official_split"].unique()
-    crossing = sides[sides.map(len) > 1]
-    named = [{"group_id": group, "sides": sorted(both)} for group, both in crossing.head(NAMED).items()]
-    images = rows["group_id"].isin(crossing.index)
-    return {"groups": len(crossing), "images": int(images.sum()), "first": named}
-
-
-def _known(value: Any) -> bool:
-    return value is not None and hasattr(value, "__len__") and len(value) > 0
-
-
-def _copies(rows: pd.DataFrame, cohort: Cohort, candidate: pd.Series) -> pd.Series:
-    """Rows whose picture a set that the cohort names earlier also brings; within one set, copies stay together."""
-    rank = {name: place for place, name in enumerate([*cohort.external, *cohort.sets])}
-    place = rows["source"].map(rank).where(candidate)
-    return candidate & (place > place.groupby(rows["picture_id"]).transform("min"))
 
 
 def _count(table: pd.DataFrame, rows: pd.DataFrame) -> dict[str, Any]:
@@ -227,7 +156,7 @@ def write(
     seed: int,
     thumbnails: Thumbnails | None = None,
 ) -> None:
-    """Write ``splits.parquet``, ``groups.parquet`` (image_id, group_id of all images) and ``splits.json`` to ``out``."""
+    """Write ``splits.parquet``, ``groups.parquet`` (image_id and group_id of all images) and ``splits.json``."""
     rows = read_parquet(manifest)
     groups = group_images(rows, hamming=split.hamming, correlation=split.correlation, thumbnails=thumbnails)
     splits, report = make_splits(rows, cohorts, split, seed=seed, groups=groups)

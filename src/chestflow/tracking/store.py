@@ -151,17 +151,21 @@ def _revision(file: Path) -> str:
         return str(connection.execute("SELECT version_num FROM alembic_version").fetchone()[0])
 
 
+def _newest() -> str:
+    """The revision of the installed MLflow's database, from its migrations."""
+    import mlflow
+    from alembic.config import Config
+    from alembic.script import ScriptDirectory
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(mlflow.__file__).parent / "store" / "db_migrations"))
+    return str(ScriptDirectory.from_config(config).get_current_head())
+
+
 def _upgrade(file: Path) -> Path | None:
     """Bring the database to the installed MLflow's form, with a backup first; None where it already is."""
-    from mlflow.exceptions import MlflowException
-    from mlflow.tracking import MlflowClient
-
-    try:
-        MlflowClient(f"{SQLITE}{file}").search_experiments(max_results=1)
+    if _revision(file) == _newest():
         return None
-    except MlflowException as error:
-        if "out-of-date database schema" not in str(error):
-            raise TrackingError(f"the tracking database {file} cannot be used: {str(error).splitlines()[0]}") from None
     backup = file.with_name(f"{file.name}.backup-{_revision(file)}")
     with closing(sqlite3.connect(file)) as source, closing(sqlite3.connect(backup)) as target:
         source.backup(target)
@@ -213,6 +217,9 @@ def connect() -> MlflowClient:
         if not file.exists():
             initialise()
         _check(file)
+        # MLflow itself would upgrade some older databases in passing, without a backup
+        if _revision(file) != _newest():
+            raise TrackingError(f"{shown()} is of another MLflow: run `chestflow tracking init`, which backs it up")
     elif address.startswith("http"):
         _probe(address)
     import logging
@@ -223,13 +230,8 @@ def connect() -> MlflowClient:
     logging.getLogger("alembic").setLevel(logging.ERROR)
     mlflow.set_tracking_uri(address)
     client = mlflow.MlflowClient(address)
-    try:
-        with clear_errors("opening"):
-            client.search_experiments(max_results=1)
-    except TrackingError as error:
-        if "out-of-date database schema" in str(error):
-            raise TrackingError(f"{shown()} is of an older MLflow: run `chestflow tracking init`") from None
-        raise
+    with clear_errors("opening"):
+        client.search_experiments(max_results=1)
     return client
 
 

@@ -153,9 +153,7 @@ def draw(count: int, seed: int, shortcut: float = 0.0) -> list[Patient]:
         rng = patient.stream("who")
         sex: Literal["F", "M"] = "F" if rng.random() < 0.5 else "M"
         age = int(np.clip(np.rint(rng.normal(54, 16)), 18, 90))
-        patients.append(
-            Patient(seed, index, patient.name, label, site, sex, age, _studies(patient, shortcut))
-        )
+        patients.append(Patient(seed, index, patient.name, label, site, sex, age, _studies(patient, shortcut)))
     return patients
 
 

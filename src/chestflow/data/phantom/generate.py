@@ -89,9 +89,7 @@ def _write_patient(patient: Patient, folder: Path, shape: tuple[int, int, int]) 
     return [row for study in patient.studies for row in _write_study(patient, study, folder, shape)]
 
 
-def _write_study(
-    patient: Patient, study: Study, folder: Path, shape: tuple[int, int, int]
-) -> Iterator[dict[str, Any]]:
+def _write_study(patient: Patient, study: Study, folder: Path, shape: tuple[int, int, int]) -> Iterator[dict[str, Any]]:
     fine = Grid((2 * shape[0], shape[1], shape[2]), patient.site.extent_mm)
     thorax = anatomy.build(patient, study, fine)
     name = f"{patient.name}_{study.number}"

@@ -70,9 +70,7 @@ def _covid(rng: np.random.Generator) -> Foci:
     t = rng.uniform(-0.68, 0.02, count)
     t[4:] = rng.uniform(-0.75, 0.35, count - 4)
     reach = 0.86 * np.sqrt(np.clip(1 - t**4, 0.05, 1))
-    centre = np.stack(
-        [-22 + 138 * t, 5 + 88 * reach * np.sin(angle), side * (71 + 58 * reach * np.cos(angle))], axis=1
-    )
+    centre = np.stack([-22 + 138 * t, 5 + 88 * reach * np.sin(angle), side * (71 + 58 * reach * np.cos(angle))], axis=1)
     along, through = rng.uniform(34, 52, count), rng.uniform(15, 22, count)
     # flat along the pleura: thin in the direction that it faces
     size = np.stack(
@@ -100,9 +98,7 @@ def _viral(rng: np.random.Generator) -> Foci:
     side = rng.choice([-1.0, 1.0])
     t, angle = rng.uniform(-0.6, 0.65, count), rng.uniform(0, 2 * np.pi, count)
     reach = rng.uniform(0.1, 0.55, count) * np.sqrt(1 - t**4)
-    centre = np.stack(
-        [-22 + 138 * t, 5 + 85 * reach * np.sin(angle), side * (66 + 55 * reach * np.cos(angle))], axis=1
-    )
+    centre = np.stack([-22 + 138 * t, 5 + 85 * reach * np.sin(angle), side * (66 + 55 * reach * np.cos(angle))], axis=1)
     height = 1 - 0.15 * np.arange(count) - rng.uniform(0, 0.08, count)
     return Foci(centre, rng.uniform(24, 38, (count, 1)) * rng.uniform(0.85, 1.15, (count, 3)), height)
 

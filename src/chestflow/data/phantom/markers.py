@@ -27,7 +27,9 @@ def bitmap(text: str, scale: int = 1) -> NDArray[np.bool_]:
         KeyError: a letter is not in the font.
     """
     letters = [
-        np.pad(np.array([[row >> bit & 1 for bit in range(4, -1, -1)] for row in GLYPHS[letter]], bool), ((0, 0), (0, 1)))
+        np.pad(
+            np.array([[row >> bit & 1 for bit in range(4, -1, -1)] for row in GLYPHS[letter]], bool), ((0, 0), (0, 1))
+        )
         for letter in text
     ]
     return np.kron(np.hstack(letters), np.ones((scale, scale), dtype=bool)).astype(bool)

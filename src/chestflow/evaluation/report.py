@@ -1,0 +1,86 @@
+"""Stage report: one self-contained HTML page that opens without a server, and the comparison table beside it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from chestflow.config import Params
+from chestflow.evaluation.comparison import compare
+from chestflow.evaluation.report_data import Table, about_data
+from chestflow.evaluation.report_methods import about, summary
+from chestflow.evaluation.reproduction import rows as reproduction_rows
+from chestflow.files import atomic_path, read_json
+
+TEMPLATES = Path(__file__).with_name("templates")
+
+
+def _comparison(names: list[str], params: Params, out: Path) -> Table:
+    table = Table(
+        ["first", "second", "task", "images", "AUC, first minus second", "p (DeLong)", "only first right",
+         "only second right", "p (McNemar)"],
+        text=["first", "second", "task"],
+    )  # fmt: skip
+    if len(names) < 2:
+        return table
+    found = compare(names, out, resamples=params.evaluate.bootstrap, seed=params.seed)
+    for row in found.to_dict("records"):
+        gap = {"value": row["delong"], "lo": row["delong_lo"], "hi": row["delong_hi"]}
+        table.rows.append([
+            row["first"], row["second"], row["task"], str(row["images"]), gap, row["delong_p"],
+            str(row["only_first"]), str(row["only_second"]), row["mcnemar_p"],
+        ])  # fmt: skip
+    table.note = "Paired, on the same test images; DeLong's test is clustered by patient. No correction for many pairs."
+    return table
+
+
+def _reproduction(names: list[str], params: Params, out: Path) -> Table:
+    table = Table(
+        ["name", "paper's row", "figure", "paper", "ours", "difference", "why they differ"],
+        text=["name", "paper's row", "figure"],
+        wrap=["why they differ"],
+    )
+    for name in names:
+        for row in reproduction_rows(name, params, read_json(out / "evaluate" / f"{name}.json")):
+            cells = [row["row"], row["figure"], row["paper"], row["ours"], row["difference"], row["reason"]]
+            table.rows.append([name, *cells])
+    return table
+
+
+def page(params: Params, out: Path) -> str:
+    """The page's HTML."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    names = [*params.runs, *params.ensembles]
+    data = about_data(out, params.folds)
+    found = {name: read_json(out / "evaluate" / f"{name}.json") for name in names}
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    values: dict[str, Any] = {
+        **data,
+        "profile": params.profile,
+        "folds": params.folds,
+        "sets": params.data.sets,
+        "phantom": "phantom" in {source for e in found.values() for source in e["counts"]["sources"]},
+        "summary": summary(found),
+        "runs": [about(name, params, out) for name in names],
+        "comparison": _comparison(names, params, out),
+        "reproduction": _reproduction(names, params, out),
+    }
+    return environment.get_template("report.html.j2").render(values)
+
+
+def write(params: Params, out: Path) -> None:
+    """Write ``out/report/index.html``.
+
+    Args:
+        params: the checked parameters.
+        out: the folder of outs, evaluations included.
+
+    Raises:
+        DataError: an evaluation is missing.
+    """
+    html = page(params, out)
+    with atomic_path(out / "report" / "index.html") as temporary:
+        temporary.write_text(html)

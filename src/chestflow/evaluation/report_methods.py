@@ -1,0 +1,189 @@
+"""The report's part about each run and ensemble, read from ``out/evaluate/``."""
+
+from __future__ import annotations
+
+import base64
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from chestflow.config import Params
+from chestflow.data.packs import Pack
+from chestflow.evaluation.gallery import gallery
+from chestflow.evaluation.report_data import Table
+from chestflow.files import read_json, read_parquet
+from chestflow.methods import registry
+
+#: Figure -> its name in the tables.
+SHOWN = {
+    "auroc": "AUC", "pr_auc": "PR AUC", "sensitivity": "sensitivity", "specificity": "specificity",
+    "precision": "precision", "npv": "NPV", "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy",
+    "f1": "F1 of COVID-19", "macro_f1": "macro F1", "mcc": "MCC", "brier": "Brier", "ece": "ECE",
+}  # fmt: skip
+SUMMARY = ("auroc", "sensitivity", "specificity", "accuracy", "macro_f1", "mcc", "ece")
+PLOTS = {"roc": "ROC", "pr": "Precision and recall", "reliability": "Reliability", "confusion": "Confusion",
+         "decision": "Decision curve"}  # fmt: skip
+
+
+def picture(content: bytes, caption: str) -> dict[str, str]:
+    """A PNG as a data address, so that the page needs no second file."""
+    return {"data": "data:image/png;base64," + base64.b64encode(content).decode(), "caption": caption}
+
+
+def summary(found: dict[str, dict[str, Any]]) -> Table:
+    """One line for each run and ensemble."""
+    heads = [SHOWN[name] for name in SUMMARY]
+    table = Table(["name", "task", "unit", "images", *heads], text=["name", "task", "unit"])
+    for name, evidence in found.items():
+        for unit in ("image", "patient"):
+            number = evidence["counts"]["images" if unit == "image" else "patients"]
+            values = evidence["tuned"][unit]
+            table.rows.append([name, evidence["task"], unit, str(number), *(values.get(n) for n in SUMMARY)])
+    return table
+
+
+def _metrics(evidence: dict[str, Any]) -> Table:
+    views = [("metrics", "at 0.5"), ("tuned", "tuned")]
+    columns = [f"{unit}, {how}" for unit in ("image", "patient") for _, how in views]
+    table = Table(["figure", *columns], text=["figure"])
+    for key, name in SHOWN.items():
+        if key in evidence["metrics"]["image"]:
+            cells = [evidence[view][unit].get(key) for unit in ("image", "patient") for view, _ in views]
+            table.rows.append([name, *cells])
+    table.note = "Intervals by a bootstrap over patients. A patient's probability is the mean over its images."
+    return table
+
+
+def _classes(evidence: dict[str, Any]) -> Table | None:
+    if len(evidence["classes"]) < 3:
+        return None
+    keys = [k for k in ("auroc", "sensitivity", "specificity", "precision", "f1") if k in SHOWN]
+    table = Table(["class", *(SHOWN[k].replace(" of COVID-19", "") for k in keys)], text=["class"])
+    for name, values in evidence["per_class"]["image"].items():
+        table.rows.append([name, *(values.get(k) for k in keys)])
+    return table
+
+
+def _groups(evidence: dict[str, Any]) -> Table:
+    table = Table(["by", "group", "images", "positive", "AUC", "sensitivity", "specificity"], text=["by", "group"])
+    table.title = "Subgroups"
+    for entry in evidence["subgroups"]:
+        values = entry["tuned"]
+        cells = [values.get(k) for k in ("auroc", "sensitivity", "specificity")]
+        table.rows.append([entry["by"], entry["group"], str(entry["images"]), str(entry["positives"]), *cells])
+    return table
+
+
+def _sites(evidence: dict[str, Any]) -> Table | None:
+    table = Table(["site", "images", "AUC there", "AUC of the rest"], text=["site"], title="One site at a time")
+    for entry in evidence["sites_left_out"]:
+        only, rest = entry["only"], entry["without"]
+        table.rows.append([entry["site"], str(only["images"]), only["metrics"]["auroc"], rest["metrics"]["auroc"]])
+    table.note = "The networks are not retrained: a large gap says that one site carries the result."
+    return table if table.rows else None
+
+
+def _ratio(evidence: dict[str, Any]) -> Table | None:
+    if not evidence["ratio_only"]["available"]:
+        return None
+    table = Table(["infection ratio", "images", "AUC", "sensitivity", "specificity", "AUC of the ratio alone"])
+    table.text, table.title = ["infection ratio"], "By infection ratio, beside the ratio alone"
+    for row in evidence["ratio_groups"]:
+        values = [row["metrics"].get(k) for k in ("auroc", "sensitivity", "specificity")]
+        alone = (row["ratio_only"] or {}).get("baseline", {}).get("auroc")
+        table.rows.append([row["group"], str(row["images"]), *values, alone])
+    alone = evidence["ratio_only"]
+    model = [alone["model"].get(k) for k in ("auroc", "sensitivity", "specificity")]
+    table.rows.append(["all", str(alone["images"]), *model, alone["baseline"]["auroc"]])
+    return table
+
+
+def _members(evidence: dict[str, Any]) -> Table | None:
+    members = evidence["members"]
+    if not members:
+        return None
+    table = Table(["answer", *(SHOWN[k] for k in SUMMARY)], text=["answer"], title="The ensemble and its parts")
+    for key, label in (
+        ("uniform", "uniform network alone"), ("balanced", "size-balanced network alone"),
+        ("paper", "joined with the paper's w"), ("tuned", "joined with the tuned w"),
+    ):  # fmt: skip
+        table.rows.append([label, *(members[key].get(k) for k in SUMMARY)])
+    used = ", ".join(f"fold {fold}: {which}" for fold, which in members["used"].items())
+    table.note = f"In use: {used}. The paper's values stay unless the tuned ones are better beyond doubt."
+    return table
+
+
+def _localisation(evidence: dict[str, Any]) -> Table | None:
+    found = evidence["localisation"]
+    if not found["available"]:
+        return None
+    heads = {"iou": "IoU", "best_iou": "best IoU of this resolution", "iou_share": "share of it", "pointing":
+             "pointing game", "energy_lesion": "energy in lesion", "energy_lung": "energy in lung"}  # fmt: skip
+    table = Table(["images of", "images", *heads.values()], text=["images of"], title="Attention against true lesions")
+    rows = [("covid19", found["covid19"])]
+    rows += [(f"ratio {group['group']}", group) for group in found["by_ratio"]]
+    for label, part in rows:
+        table.rows.append([label, str(part["images"]), *(part.get(key) for key in heads)])
+    return table
+
+
+def _prevalence(evidence: dict[str, Any]) -> Table:
+    table = Table(["prevalence", "PPV", "NPV"], title="At other prevalences", text=["prevalence"])
+    for row in evidence["prevalence"]:
+        table.rows.append([f"{row['prevalence']:.1%}", row["ppv"], row["npv"]])
+    return table
+
+
+def _cases(name: str, out: Path, positive: str) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """COVID-19 cases answered right, the surest first, and every wrong answer, the worst first, with captions."""
+    cases = read_parquet(out / "evaluate" / name / "cases.parquet")
+    cases["p"] = cases[f"p_{positive}"]
+    wrong, truth = cases["called_tuned"] != cases["target"], cases["target"] == cases["target"].max()
+
+    def caption(row: Any) -> str:
+        overlap = "" if math.isnan(row.iou) else f", IoU {row.iou:.2f}"
+        return f"{row.image_id}: {row.label}, p(covid19) {row.p:.2f}{overlap}"
+
+    cases["caption"] = [caption(row) for row in cases.itertuples()]
+    right = cases[~wrong & truth].sort_values("p", ascending=False)
+    missed = cases[wrong].assign(off=(cases["p"] - truth).abs()).sort_values("off", ascending=False)
+    return right, missed
+
+
+def _deviations(name: str, params: Params) -> Table:
+    table = Table(["run", "setting", "here", "paper", "why"], text=["run", "setting", "here", "paper"], wrap=["why"])
+    joined = params.ensembles.get(name)
+    for run in dict.fromkeys([joined.uniform, joined.balanced] if joined else [name]):
+        settings = params.runs[run]
+        for row in registry.deviations(registry.get(settings.method), settings.config):
+            table.rows.append([run, row["name"], str(row["value"]), str(row["paper"]), row["where"]])
+    return table
+
+
+def about(name: str, params: Params, out: Path) -> dict[str, Any]:
+    """Everything that the page shows of one run or ensemble."""
+    evidence = read_json(out / "evaluate" / f"{name}.json")
+    joined = params.ensembles.get(name)
+    shown_run = joined.uniform if joined else name
+    pack = Pack.open(out / "packs" / params.runs[shown_run].recipe)
+    folder = out / "evaluate" / name
+    plots = [picture((folder / f"{k}.png").read_bytes(), t) for k, t in PLOTS.items() if (folder / f"{k}.png").exists()]
+    right, wrong = _cases(name, out, evidence["positive"])
+    shown = [gallery(cases, shown_run, pack, out) for cases in (right, wrong)]
+    tables = [f(evidence) for f in (_members, _localisation, _ratio, _groups, _sites, _prevalence)]
+    counts = evidence["counts"]
+    return {
+        "name": name,
+        "about": f"{registry.get(evidence['method']).citation} Task {evidence['task']}: "
+        f"{', '.join(evidence['classes'])}. {counts['images']} test images of {counts['patients']} patients, {evidence['pooling'].replace('_', ' ')}.",
+        "plots": plots,
+        "metrics": _metrics(evidence),
+        "classes": _classes(evidence),
+        "tables": [table for table in tables if table is not None],
+        "right": [picture(s.png, s.caption) for s in shown[0]],
+        "wrong": [picture(s.png, s.caption) for s in shown[1]],
+        "attention_note": f"Maps are those of {shown_run}." if joined else "",
+        "deviations": _deviations(name, params),
+    }

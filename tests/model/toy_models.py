@@ -21,7 +21,7 @@ from chestflow.files import write_json, write_parquet
 from chestflow.imaging.images import Radiograph, Volume
 from chestflow.segmentation.lungs import segment_ct
 
-ROLES = ["train"] * 20 + ["tune"] * 8 + ["test"] * 8
+ROLES = ["train"] * 28 + ["tune"] * 24 + ["test"] * 12
 SPACING = (2.5, 1.5, 1.5)
 
 
@@ -44,14 +44,14 @@ def params(source: str = "phantom", **changes: Any) -> Params:
                 "method": "covidnet",
                 "task": "covid_vs_rest",
                 "recipe": "small",
-                "config": {"setting": "A", "backbone": "squeezenet1_1", "hidden": 8, "epochs": 2, "batch_size": 10},
+                "config": {"setting": "A", "backbone": "squeezenet1_1", "hidden": 8, "epochs": 2, "batch_size": 14},
             },
             **{
                 name: {
                     "method": "dual_sampling",
                     "task": "covid_vs_cap",
                     "recipe": "cube",
-                    "config": {"depth": 10, "width": 4, "epochs": 2, "batch_size": 10, "lr": 0.01},
+                    "config": {"depth": 10, "width": 4, "epochs": 2, "batch_size": 14, "lr": 0.01},
                     "seed": seed,
                 }
                 for seed, name in enumerate(("even", "sized"))
@@ -141,7 +141,7 @@ def write_outs(out: Path, folds: int = 1, source: str = "phantom", licence: str 
                 }
             )
             for fold in range(folds):
-                role = ROLES[(i + 8 * fold) % len(ROLES)]
+                role = ROLES[(i + 12 * fold) % len(ROLES)]
                 splits.append(
                     {"cohort": cohort, "fold": fold, "image_id": image_id, "group_id": image_id, "role": role}
                 )
@@ -190,9 +190,13 @@ def write_evidence(out: Path, settings: Params, name: str, **changes: Any) -> No
     write_xray(out / "evaluate" / name / "roc.png", xray(0, False))
 
 
-@cache
 def trained(folds: int = 1) -> Path:
     """A folder whose ``out`` holds trained networks of all runs, without MLflow; copy it before changing it."""
+    return _trained(folds)
+
+
+@cache
+def _trained(folds: int) -> Path:
     from chestflow.training.run import train_run
 
     root = Path(tempfile.mkdtemp(prefix="chestflow-toys-"))

@@ -78,6 +78,15 @@ def equal_values(values: pd.Series) -> Pairs:
     return anchor[anchor != rows], rows[anchor != rows]
 
 
+def equal_pairs(values: pd.Series) -> Pairs:
+    """Every pair of rows with the same value; for values that few rows share."""
+    members = pd.DataFrame({"value": values.to_numpy(object), "row": np.arange(len(values))})
+    members = members[members["value"].notna() & members["value"].duplicated(keep=False)]
+    joined = members.merge(members, on="value")
+    joined = joined[joined["row_x"] < joined["row_y"]]
+    return joined["row_x"].to_numpy(np.intp), joined["row_y"].to_numpy(np.intp)
+
+
 def components(n: int, links: list[Pairs]) -> NDArray[np.intp]:
     """Number of each row's connected component; components are numbered in the order of their first row."""
     from scipy.sparse import coo_array

@@ -10,10 +10,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from chestflow.data.groups import equal_values
+from chestflow.data.groups import equal_pairs
 from chestflow.data.manifest import REJECT_COLUMNS, conform
 from chestflow.data.same_picture import Pairs, Thumbnails, candidates, same_pictures
 from chestflow.errors import DataError
@@ -99,7 +98,7 @@ def shared(manifest: pd.DataFrame, sets: Sequence[str], thumbnails: Thumbnails |
     """
     across = _across(manifest, candidates(manifest))
     kinds = {
-        "identical_bytes": _all_pairs(manifest, "sha256"),
+        "identical_bytes": _across(manifest, equal_pairs(manifest["sha256"])),
         "same_picture": same_pictures(manifest, across, thumbnails=thumbnails),
     }
     rank = {name: place for place, name in enumerate(sets)}
@@ -124,25 +123,14 @@ def _across(manifest: pd.DataFrame, pairs: Pairs) -> Pairs:
     return pairs[0][differ], pairs[1][differ]
 
 
-def _all_pairs(manifest: pd.DataFrame, column: str) -> Pairs:
-    """Every pair of rows of different sets with an equal value; few values recur, so pairs stay few."""
-    first, second = equal_values(manifest[column])
-    members = pd.DataFrame({"value": manifest[column], "row": np.arange(len(manifest))})
-    members = members[members["row"].isin(np.concatenate([first, second]))]
-    joined = members.merge(members, on="value")
-    joined = joined[joined["row_x"] < joined["row_y"]]
-    return _across(manifest, (joined["row_x"].to_numpy(np.intp), joined["row_y"].to_numpy(np.intp)))
-
-
 def _sentences(pairs: list[dict[str, str]], patients: int) -> list[str]:
-    copies = {
-        kind: len({p["copy"] for p in pairs if p["kind"] == kind}) for kind in ("identical_bytes", "same_picture")
-    }
+    kinds = ("identical_bytes", "same_picture")
+    copies = {kind: len({pair["copy"] for pair in pairs if pair["kind"] == kind}) for kind in kinds}
     said = []
     if pairs:
         said.append(
-            f"{copies('identical_bytes')} images have identical bytes in an earlier named set, and"
-            f" {copies('same_picture')} more show the same picture: where a cohort names both sets, each counts once."
+            f"{copies['identical_bytes']} images have identical bytes in an earlier named set, and"
+            f" {copies['same_picture']} more show the same picture: where a cohort names both sets, each counts once."
         )
     if patients:
         said.append(f"{patients} patients occur in more than one set: they stay on one side of every split.")

@@ -31,7 +31,7 @@ def load(name: str, params: Any, out: Path, role: str = "test") -> pd.DataFrame:
         One row per fold and image, sorted: ``fold, image_id, patient_id`` (the image's own id where the source names
         no patient), ``task, target`` (class index), ``p_<class>`` (raw), ``calibrated_<class>`` (after the fold's
         temperature), ``threshold`` (the fold's), ``label, source, sex, age, site, ratio`` (NaN where unknown), and for
-        ensembles ``w_paper, w_tuned``. Empty where no fold has the role.
+        ensembles ``w, w_paper, w_tuned``. Empty where no fold has the role.
 
     Raises:
         DataError: predictions or calibration are missing, or an image is not in the manifest or in no class.
@@ -49,7 +49,7 @@ def load(name: str, params: Any, out: Path, role: str = "test") -> pd.DataFrame:
         logits = answers[columns("logit", classes)].to_numpy(float)
         if not np.isfinite(logits).all():
             raise DataError(f"predictions of {name}, fold {fold}, hold NaN or infinite logits: train it again")
-        part = answers[["image_id", "task", *[c for c in ("w_paper", "w_tuned") if c in answers]]].copy()
+        part = answers[["image_id", "task", *[c for c in ("w", "w_paper", "w_tuned") if c in answers]]].copy()
         part.insert(0, "fold", fold)
         part[columns("p", classes)] = probabilities(logits)
         part[columns("calibrated", classes)] = probabilities(logits, tuned["temperature"])

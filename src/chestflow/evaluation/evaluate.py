@@ -79,7 +79,10 @@ def evaluate(name: str, params: Any, out: Path) -> None:
     scores["score"] = subgroups.ratio_scores(cases, task, out, params.folds)
     ratio_score = scores.groupby("image_id")["score"].mean().reindex(pooled["image_id"]).to_numpy(float)
     units = {"image": pooled, "patient": patients}
-    y, called = (pooled["target"] == len(classes) - 1).to_numpy(), (pooled["called_tuned"] == len(classes) - 1).to_numpy()
+    y, called = (
+        (pooled["target"] == len(classes) - 1).to_numpy(),
+        (pooled["called_tuned"] == len(classes) - 1).to_numpy(),
+    )
     groups = subgroups.subgroups(pooled, classes, settings, params.seed)
     per_fold, across = over_folds(cases, classes)
     evidence: dict[str, Any] = {

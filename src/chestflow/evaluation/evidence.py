@@ -1,4 +1,4 @@
-"""The parts of a run's evidence: figures per image and patient, per fold, of an ensemble's members, on external sets."""
+"""The parts of a run's evidence: figures per image and patient, per fold, of ensemble members, on external sets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from chestflow.evaluation.cases import call, columns, load, pool
 from chestflow.evaluation.comparison import paired_delong
 from chestflow.evaluation.intervals import delong, wilson
 from chestflow.evaluation.metrics import measure, summarise
-from chestflow.files import read_json
 
 #: (section, probability columns, call column, how it decides)
 VIEWS = (("metrics", "p", "called"), ("tuned", "calibrated", "called_tuned"))
@@ -71,8 +70,8 @@ def over_folds(cases: pd.DataFrame, classes: list[str]) -> tuple[list[dict[str, 
     for section, _, _ in VIEWS:
         across[section] = {}
         for name in rows[0][section]:
-            values = np.array([row[section][name] for row in rows])
-            defined = values[np.isfinite(values)]
+            each = np.array([row[section][name] for row in rows])
+            defined = each[np.isfinite(each)]
             across[section][name] = {
                 "mean": float(defined.mean()) if len(defined) else math.nan,
                 "sd": float(defined.std(ddof=1)) if len(defined) > 1 else math.nan,
@@ -87,7 +86,10 @@ def members(name: str, params: Any, out: Path, cases: pd.DataFrame, classes: lis
     if name not in params.ensembles:
         return None
     joined = params.ensembles[name]
-    p = {part: load(part, params, out)[columns("p", classes)].to_numpy(float) for part in (joined.uniform, joined.balanced)}
+    p = {
+        part: load(part, params, out)[columns("p", classes)].to_numpy(float)
+        for part in (joined.uniform, joined.balanced)
+    }
     uniform, balanced = p[joined.uniform], p[joined.balanced]
     variants = {"uniform": uniform, "balanced": balanced}
     for which in ("paper", "tuned"):
@@ -103,10 +105,13 @@ def members(name: str, params: Any, out: Path, cases: pd.DataFrame, classes: lis
             paper = pooled
         if which == "tuned":
             y = (pooled["target"] == len(classes) - 1).to_numpy()
-            scores = (t[f"p_{classes[-1]}"].to_numpy(float) for t in (pooled, paper))
-            test = paired_delong(y, *scores, pooled["patient_id"].to_numpy())
+            own, printed = (t[f"p_{classes[-1]}"].to_numpy(float) for t in (pooled, paper))
+            test = paired_delong(y, own, printed, pooled["patient_id"].to_numpy())
             found["tuned_minus_paper"] = {"auroc": test["difference"].json(), "p": test["p"]}
-    used = {fold: read_json(out / "tune" / "w" / name / f"{fold}.json")["use"] for fold in params.folds}
+    # Whether tuned weights replaced the paper's in a fold shows in the answers themselves.
+    used = {
+        str(fold): "paper" if (part["w"] == part["w_paper"]).all() else "tuned" for fold, part in cases.groupby("fold")
+    }
     return {**found, "names": {"uniform": joined.uniform, "balanced": joined.balanced}, "used": used}
 
 
@@ -117,7 +122,7 @@ def external(name: str, params: Any, out: Path, classes: list[str]) -> dict[str,
         return None
     pooled, how = pool(cases, classes)
     return {
-        source: {
+        str(source): {
             "images": len(part), "patients": int(part["patient_id"].nunique()), "pooling": how,
             **{view[0]: summary(part, classes, view, params) for view in VIEWS},
         }

@@ -19,7 +19,7 @@ from chestflow.evaluation.cases import ratio_group, ratio_groups
 from chestflow.evaluation.intervals import Value, cluster_weights, percentile_interval
 from chestflow.files import read_parquet
 
-_BIT, INFECTION_BIT = 1, 2
+LUNG_BIT, INFECTION_BIT = 1, 2
 #: Levels at which a linearly interpolated map is cut when its best IoU is sought.
 LEVELS = np.linspace(0.02, 0.98, 49)
 
@@ -37,7 +37,7 @@ def interpolation(cells: int, size: int) -> NDArray[np.float32]:
 
 def upsample(heat: NDArray, size: tuple[int, ...]) -> NDArray[np.float32]:
     """(h, w) or (d, h, w) to ``size``, linear along each axis."""
-    result = np.asarray(heat, np.float32)
+    result: NDArray = np.asarray(heat, np.float32)
     for axis, length in enumerate(size):
         result = np.moveaxis(np.tensordot(interpolation(result.shape[axis], length), result, (1, axis)), 0, axis)
     return result.astype(np.float32, copy=False)
@@ -48,8 +48,7 @@ def rescale(heat: NDArray) -> NDArray[np.float32]:
     low, high = float(heat.min()), float(heat.max())
     if high - low < 1e-6:
         return np.zeros(heat.shape, np.float32)
-    scaled: NDArray[np.float32] = (heat - low) / (high - low)
-    return scaled
+    return ((heat - low) / (high - low)).astype(np.float32, copy=False)
 
 
 def iou(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:

@@ -176,8 +176,10 @@ def about(name: str, params: Params, out: Path) -> dict[str, Any]:
     counts = evidence["counts"]
     return {
         "name": name,
-        "about": f"{registry.get(evidence['method']).citation} Task {evidence['task']}: "
-        f"{', '.join(evidence['classes'])}. {counts['images']} test images of {counts['patients']} patients, {evidence['pooling'].replace('_', ' ')}.",
+        "about": (
+            f"{registry.get(evidence['method']).citation} Task {evidence['task']}: {', '.join(evidence['classes'])}. "
+            f"{counts['images']} test images of {counts['patients']} patients, {evidence['pooling'].replace('_', ' ')}."
+        ),
         "plots": plots,
         "metrics": _metrics(evidence),
         "classes": _classes(evidence),

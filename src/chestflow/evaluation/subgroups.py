@@ -80,7 +80,9 @@ def sites_left_out(cases: pd.DataFrame, classes: list[str], settings: Any, seed:
 
     A site is named with its source; images without a site take part as their source.
     """
-    site: pd.Series = cases["source"].astype(str) + np.where(cases["site"].isna(), "", ":" + cases["site"].fillna("").astype(str))
+    site: pd.Series = cases["source"].astype(str) + np.where(
+        cases["site"].isna(), "", ":" + cases["site"].fillna("").astype(str)
+    )
     if site.nunique() < 2:
         return []
     return [

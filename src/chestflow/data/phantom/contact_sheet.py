@@ -34,7 +34,7 @@ def draw_sheet(folder: Path, path: Path) -> None:
     from matplotlib.figure import Figure
 
     table = pd.read_csv(folder / TABLE, dtype={"level": str}, keep_default_na=False)
-    figure = Figure(figsize=(13.5, 10.4), facecolor="black")
+    figure = Figure(figsize=(13.5, 6.9), facecolor="black")
     FigureCanvasAgg(figure)
     axes = figure.subplots(len(CLASSES), 3 * PER_CLASS)
     for line, label in zip(axes, CLASSES, strict=True):
@@ -58,7 +58,7 @@ def draw_sheet(folder: Path, path: Path) -> None:
         color="white",
         fontsize=11,
     )
-    figure.subplots_adjust(left=0.045, right=0.995, top=0.93, bottom=0.01, wspace=0.04, hspace=0.12)
+    figure.subplots_adjust(left=0.045, right=0.995, top=0.91, bottom=0.01, wspace=0.04, hspace=0.1)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110, facecolor="black", metadata={"Software": None})
 

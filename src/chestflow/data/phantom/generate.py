@@ -146,7 +146,7 @@ patients {len(people)}, studies {sum(len(person.studies) for person in people)},
 CT grid {shape[0]}x{shape[1]}x{shape[2]} (z, y, x), shortcut marker: {planted}
 
 images.csv   one row per image or volume; paths are relative to this folder
-  ratio      true infected share: of the lung volume (CT, and X-ray: of the volume that it shows), of the lung area (slice)
+  ratio      true infected share: of the lung volume (CT; X-ray: of the volume that it shows), of the lung area (slice)
   level      a slice's index in its CT volume; empty otherwise
   marker     1 where the shortcut marker is burnt in
   split      empty: the set has no official split

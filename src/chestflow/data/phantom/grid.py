@@ -36,7 +36,7 @@ class Grid:
     def axes(self) -> tuple[Field, Field, Field]:
         """Voxel centres in mm, shaped (Z, 1, 1), (1, Y, 1) and (1, 1, X) so that they broadcast."""
         z, y, x = (
-            (np.arange(count) + 0.5) * (mm / count) - mm / 2
+            (np.arange(count, dtype=np.float64) + 0.5) * (mm / count) - mm / 2
             for count, mm in zip(self.shape, self.extent_mm, strict=True)
         )
         return z[:, None, None], y[None, :, None], x[None, None, :]

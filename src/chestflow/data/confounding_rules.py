@@ -1,0 +1,129 @@
+"""Rules about what tells the class without showing disease: source, file format, colour mode, size, age.
+
+Guessing is scored by balanced accuracy, leaving each patient out in turn, so that a property with many values (a size
+that no two patients share) gains nothing by being remembered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pandas as pd
+
+from chestflow.data.findings import Dataset, Found, rule
+from chestflow.data.manifest import POSITIVE
+
+ADULT = 18.0
+FEWEST_CHILDREN = 5
+#: Sets all of whose patients are children, as their authors state; their images carry no age.
+PAEDIATRIC_SETS = frozenset({"kermany"})
+
+
+def size_class(rows: pd.DataFrame) -> pd.Series:
+    """Width and height, coarsely: the area in steps of 2 ** 0.5 and the aspect in steps of a tenth."""
+    width, height = rows["width"].astype(float), rows["height"].astype(float)
+    area = ((width * height).map(np.log2) * 2).round() / 2
+    aspect = (width / height).round(1)
+    return pd.Series([f"area 2^{a:.1f}, aspect {b:.1f}" for a, b in zip(area, aspect, strict=True)], index=rows.index)
+
+
+#: What is tried, with the words for it. A property of the source (its site) is known for some sets and not for others:
+#: not knowing it counts as a value, since the image shows which it is.
+PROPERTIES: dict[str, tuple[str, Callable[[pd.DataFrame], pd.Series]]] = {
+    "source": ("the set that an image comes from", lambda rows: rows["source"]),
+    "site": ("the site that an image comes from", lambda rows: rows["site"]),
+    "file_format": ("the file format", lambda rows: rows["file_format"]),
+    "color_mode": ("the colour mode", lambda rows: rows["color_mode"]),
+    "bits": ("the number of bits per pixel", lambda rows: rows["bits"]),
+    "size": ("the size of the image", size_class),
+    "view": ("the view", lambda rows: rows["view"]),
+}
+
+
+def guessing(values: pd.Series, classes: pd.Series, patients: pd.Series) -> float:
+    """Balanced accuracy of guessing the class from one property, each patient left out in turn.
+
+    The guess for a value is the class in whose patients it is most frequent, ties shared. A patient counts once for
+    each value and class, however many images there are.
+
+    Args:
+        values: (N,) of the property; null is a value.
+        classes: (N,), two classes or more.
+        patients: (N,); null is a patient of its own.
+    """
+    own = pd.Series([f"image {row}" for row in range(len(values))], index=values.index)
+    table = pd.DataFrame(
+        {"value": values.astype(str).where(values.notna(), "unknown"), "class": classes, "who": patients.fillna(own)}
+    ).drop_duplicates()
+    counts = pd.crosstab(table["value"], table["class"]).to_numpy(float)  # (values, classes)
+    totals = counts.sum(axis=0)
+    right = np.zeros_like(counts)
+    for index, total in enumerate(totals):
+        # What is known of this value by everyone but one patient of this class.
+        rates = counts / totals
+        rates[:, index] = (counts[:, index] - 1) / max(total - 1, 1)
+        best = rates.max(axis=1, keepdims=True)
+        tied = np.isclose(rates, best)
+        right[:, index] = np.where(tied[:, index], 1 / tied.sum(axis=1), 0)
+    return float(np.mean((counts * right).sum(axis=0) / totals))
+
+
+@rule("warning")
+def class_follows_property(data: Dataset) -> Iterator[Found]:
+    """A property that shows no disease and yet tells a class from the rest (validate.confounding_warn)."""
+    for name in data.tasks:
+        rows = data.classes(name)
+        kinds = sorted(rows["class"].unique())
+        if len(kinds) < 2:
+            continue
+        for column, (words, of) in PROPERTIES.items():
+            values = of(rows)
+            if values.nunique(dropna=False) < 2:
+                continue
+            told = kinds if len(kinds) > 2 else [POSITIVE]
+            scores = {kind: guessing(values, rows["class"] == kind, rows["patient_id"]) for kind in told}
+            kind = max(scores, key=lambda kind: scores[kind])
+            if scores[kind] >= data.settings.confounding_warn:
+                message = (
+                    f"In task {name}, {words} alone tells {kind} from the rest with a balanced accuracy of"
+                    f" {scores[kind]:.2f} (chance 0.50): a network can learn the source instead of the disease."
+                )
+                yield name, message, {"property": column, "class": kind, "balanced_accuracy": scores}
+
+
+@rule("warning")
+def class_in_one_source(data: Dataset) -> Iterator[Found]:
+    """A class all of whose images come from a source that gives no other class, in a cohort of several sources."""
+    for name in data.tasks:
+        rows = data.classes(name)
+        origin = rows["source"] + rows["site"].map(lambda site: f" ({site})" if isinstance(site, str) else "")
+        table = pd.crosstab(origin, rows["class"])
+        if len(table) < 2 or table.shape[1] < 2:
+            continue
+        for label in table.columns:
+            giving = table[table[label] > 0]
+            if (giving.drop(columns=label).sum(axis=1) == 0).all():
+                sources = ", ".join(giving.index)
+                message = (
+                    f"In task {name}, every image of {label} comes from {sources}, where no other class comes from:"
+                    " class and source cannot be told apart."
+                )
+                yield name, message, {"class": str(label), "sources": list(giving.index)}
+
+
+@rule("warning")
+def children_only_among_negatives(data: Dataset) -> Iterator[Found]:
+    """Children among the other classes and none among the patients with COVID-19: a network can learn age."""
+    for name in data.tasks:
+        rows = data.classes(name)
+        by_set = rows["source"].isin(PAEDIATRIC_SETS)
+        child = by_set | (rows["age"] < ADULT).fillna(False).astype(bool)
+        positive = rows["class"] == POSITIVE
+        among = int((child & ~positive).sum())
+        if among >= FEWEST_CHILDREN and not (child & positive).any() and positive.any():
+            message = (
+                f"In task {name}, {among} images are of children, and none of them is of {POSITIVE}:"
+                " a network can learn age instead of the disease."
+            )
+            yield name, message, {"children": among, "by_set": int((by_set & ~positive).sum())}

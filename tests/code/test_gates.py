@@ -37,7 +37,7 @@ def _failed(found: dict[str, Any], bundle: Bundle = BUNDLE, target: str = "stagi
 
 def _with(name: str, **values: float | None) -> dict[str, Any]:
     found = evaluation()
-    found["metrics"]["image"][name] = {**found["metrics"]["image"][name], **values}
+    found["tuned"]["image"][name] = {**found["tuned"]["image"][name], **values}
     return found
 
 
@@ -72,9 +72,9 @@ def test_bounds_themselves_pass() -> None:
 
 
 def test_the_worst_subgroup_counts_only_where_it_is_large_enough() -> None:
-    small = {"by": "sex", "group": "F", "n": 19, "auroc": {"value": 0.1}}
+    small = {"by": "sex", "group": "F", "images": 19, "tuned": {"auroc": {"value": 0.1}}}
     assert _failed(evaluation(subgroups=[small])) == []
-    assert _failed(evaluation(subgroups=[{**small, "n": 20}])) == ["worst subgroup AUROC"]
+    assert _failed(evaluation(subgroups=[{**small, "images": 20}])) == ["worst subgroup AUROC"]
     assert _failed(evaluation(subgroups=[small]), smallest_subgroup=19) == ["worst subgroup AUROC"]
 
 
@@ -112,8 +112,9 @@ def test_figures_come_with_intervals_and_undefined_ones_with_their_reason() -> N
     assert found["auroc"] == evidence.Figure(0.95, 0.85, 0.99)
     assert math.isnan(found["mcc"].value)
     assert found["mcc"].why == "one class only"
-    metrics = evidence.mlflow_metrics(found)
-    assert metrics["test/auroc"] == 0.95
-    assert metrics["test/auroc_lo"] == 0.85
-    assert metrics["test/auroc_hi"] == 0.99
-    assert not [name for name in metrics if "mcc" in name]
+
+
+def test_metrics_for_mlflow() -> None:
+    assert evidence.mlflow_metrics(evaluation()) == {"test/auroc": 0.95, "test/auroc_lo": 0.85, "test/auroc_hi": 0.99}
+    assert evidence.fold_metrics(evaluation(), 1) == {"test/auroc": 0.91}
+    assert evidence.fold_metrics(evaluation(), 7) == {}

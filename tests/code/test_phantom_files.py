@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import inspect
 from pathlib import Path
 
 import cv2
@@ -13,7 +14,8 @@ import pandas as pd
 import pydicom
 import pytest
 
-from chestflow.data.phantom import writing
+from chestflow.cli.phantom import phantom as command
+from chestflow.data.phantom import generate, writing
 from chestflow.data.phantom.cohort import draw
 from chestflow.data.phantom.contact_sheet import draw_sheet
 from chestflow.data.phantom.generate import FIRST_LINE, write_cohort
@@ -179,6 +181,22 @@ def test_shortcut_is_planted_and_named(tmp_path: Path) -> None:
     table = write_cohort(tmp_path / "cohort", 20, 3, SHAPE, shortcut=1.0, workers=1)
     assert ((table["marker"] == 1) == (table["label"] == "covid19")).all()
     assert "100%" in (tmp_path / "cohort/README.txt").read_text()
+
+
+def test_the_whole_cohort_stays_below_250_mb(tmp_path: Path) -> None:
+    table = write_cohort(tmp_path / "cohort", 10, generate.SEED, generate.SHAPE, workers=1)
+    each = sum(path.stat().st_size for path in tmp_path.rglob("*") if path.is_file()) / table["study"].nunique()
+    studies = sum(len(patient.studies) for patient in draw(generate.PATIENTS, generate.SEED))
+    assert each * studies < 150e6, "well below, since ten patients are a small sample"
+
+
+def test_the_commands_defaults_are_the_committed_cohort() -> None:
+    given = {name: value.default for name, value in inspect.signature(command).parameters.items()}
+    assert (given["patients"], given["seed"]) == (generate.PATIENTS, generate.SEED)
+    assert tuple(map(int, given["grid"].split("x"))) == generate.SHAPE
+    assert given["shortcut"] == 0
+    with pytest.raises(ConfigError, match="--grid"):
+        command(Path("nowhere"), grid="48x96")
 
 
 def test_another_folder_is_not_replaced(tmp_path: Path) -> None:

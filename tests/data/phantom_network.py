@@ -30,7 +30,9 @@ def train_and_test(images: np.ndarray, positive: np.ndarray, patients: np.ndarra
         positive: (N,) bool.
         patients: (N,) names.
     """
-    folds = [test for _, test in StratifiedGroupKFold(5, shuffle=True, random_state=0).split(images, positive, patients)]
+    folds = [
+        test for _, test in StratifiedGroupKFold(5, shuffle=True, random_state=0).split(images, positive, patients)
+    ]
     test = np.concatenate(folds[:2])
     train = np.setdiff1d(np.arange(len(images)), test)
     pictures = torch.from_numpy(images.astype(np.float32))[:, None] / 255

@@ -158,7 +158,7 @@ def write_outs(out: Path, folds: int = 1, source: str = "phantom", licence: str 
 
 
 def evaluation(auroc_lo: float = 0.85, **changes: Any) -> dict[str, Any]:
-    """An evaluation that passes every gate unless changed."""
+    """An evaluation, as far as MLflow, gates and cards read it, that passes every gate unless changed."""
     figures = {
         "auroc": {"value": 0.95, "lo": auroc_lo, "hi": 0.99},
         "sensitivity": {"value": 0.95, "lo": 0.85, "hi": 0.98},
@@ -167,24 +167,30 @@ def evaluation(auroc_lo: float = 0.85, **changes: Any) -> dict[str, Any]:
         "mcc": {"value": None, "lo": None, "hi": None, "reason": "one class only"},
     }
     groups = [
-        {"by": "site", "group": "a", "n": 30, "auroc": {"value": 0.9, "lo": 0.8, "hi": 0.95}},
-        {"by": "site", "group": "b", "n": 5, "auroc": {"value": 0.3, "lo": 0.1, "hi": 0.6}},
+        {"by": "site", "group": "a", "images": 30, "tuned": {"auroc": {"value": 0.9, "lo": 0.8, "hi": 0.95}}},
+        {"by": "site", "group": "b", "images": 5, "tuned": {"auroc": {"value": 0.3, "lo": 0.1, "hi": 0.6}}},
+        {"by": "age", "group": "unknown", "images": 99, "tuned": {"auroc": {"value": 0.2}}},
     ]
-    return {"metrics": {"image": figures}, "subgroups": groups, **changes}
+    return {
+        "tuned": {"image": figures},
+        "subgroups": groups,
+        "per_fold": [{"fold": f, "metrics": {"auroc": 0.9 + f / 100}, "tuned": {"mcc": None}} for f in range(2)],
+        "mlflow_metrics": {"test/auroc": 0.95, "test/auroc_lo": auroc_lo, "test/auroc_hi": 0.99},
+        **changes,
+    }
 
 
 def write_evidence(out: Path, settings: Params, name: str, **changes: Any) -> None:
     """What tune and evaluate leave for a run or an ensemble."""
     for fold in settings.folds:
-        trials = [{"number": i, "value": 0.5 + 0.1 * i} for i in range(3)]
+        trials = [{"study": "threshold", "number": i, "objective": 0.5 + 0.1 * i} for i in range(3)]
         write_json(
             out / "tune" / "calibration" / name / f"{fold}.json",
             {"temperature": 1.0 + fold, "threshold": 0.5, "trials": trials, "spread": {}, "exact": {}},
         )
         if name in settings.ensembles:
             values = {"w_extreme": 0.2, "w_middle": 0.8, "cut_low": 0.001, "cut_high": 0.2}
-            paper = {"w_extreme": 0.35, "w_middle": 0.96, "cut_low": 0.001, "cut_high": 0.03}
-            write_json(out / "tune" / "w" / name / f"{fold}.json", {**values, "paper": paper, "use": "tuned"})
+            write_json(out / "tune" / "w" / name / f"{fold}.json", {**values, "used": values})
     write_json(out / "evaluate" / f"{name}.json", evaluation(**changes))
     (out / "evaluate" / name).mkdir(parents=True, exist_ok=True)
     write_xray(out / "evaluate" / name / "roc.png", xray(0, False))

@@ -68,8 +68,8 @@ def tiny(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Reposito
     """The tiny profile, run once for all tests that look at its results."""
     made = checkout(repository, tmp_path_factory.mktemp("tiny") / "chestflow")
     made.run("chestflow", "config", "tiny")
-    made.run("chestflow", "data", "phantom", "--patients", "60")
-    made.run("dvc", "add", "-q", "data/phantom", "--file", "data.dvc")
+    made.run("chestflow", "data", "phantom", "--patients", "48")
+    made.run("dvc", "add", "-q", "data/phantom")
     made.run("git", "add", "-A")
     made.run("git", "commit", "-qm", "start")
     made.run("chestflow", "tracking", "init")

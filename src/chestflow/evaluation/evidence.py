@@ -148,7 +148,7 @@ def outcomes(
     table.insert(0, "name", name)
     table["right"] = table["called"] == table["target"]
     table["right_tuned"] = table["called_tuned"] == table["target"]
-    table["p_ratio_only"] = ratio_score
+    table["ratio_only"] = ratio_score
     if maps.empty:
         return table
     return table.merge(maps.drop_duplicates("image_id").drop(columns="fold"), on="image_id", how="left")

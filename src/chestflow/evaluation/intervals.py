@@ -163,6 +163,8 @@ def cluster_weights(clusters: ArrayLike, resamples: int, rng: np.random.Generato
     """How often each image occurs when patients are drawn with replacement, (resamples, N)."""
     _, codes = np.unique(np.asarray(clusters), return_inverse=True)
     number = int(codes.max()) + 1 if len(codes) else 0
+    if number == 0:
+        return np.zeros((resamples, 0), np.float32)
     drawn = rng.multinomial(number, np.full(number, 1.0 / max(number, 1)), size=resamples)
     return drawn.astype(np.float32)[:, codes]
 

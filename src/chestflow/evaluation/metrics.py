@@ -191,7 +191,7 @@ def why_undefined(name: str, y: NDArray, of: int, classes: int) -> str:
     return "no image"
 
 
-def _edge(name: str, y: NDArray, called: NDArray, of: int, patients: NDArray) -> Value | None:
+def _edge(name: str, value: float, y: NDArray, called: NDArray, of: int, patients: NDArray) -> Value | None:
     """Analytic interval, counted in patients, for a share or AUC that a bootstrap cannot spread (0 or 1)."""
     truth, says = y == of, called == of
     within = {
@@ -203,9 +203,9 @@ def _edge(name: str, y: NDArray, called: NDArray, of: int, patients: NDArray) ->
         among, hit = within[name]
         number = len(np.unique(patients[among]))
         return wilson(float(hit[among].mean()) * number, number) if number else None
-    if name in ("auroc", "macro_auroc") and not one_class(truth):
+    if name in ("auroc", "macro_auroc") and math.isfinite(value) and not one_class(truth):
         number = smaller_class(truth, patients)
-        return wilson(number, number)
+        return wilson(value * number, number)
     return None
 
 
@@ -247,7 +247,7 @@ def summarise(
             np.concatenate(replicates[name]),
             len(y),
             reason=why_undefined(name, y, positive, classes) if math.isnan(values[0]) else None,
-            edge=_edge(name, y, called, positive, patients),
+            edge=_edge(name, float(values[0]), y, called, positive, patients),
         )
         for name, values in point.items()
     }

@@ -9,7 +9,6 @@ from chestflow.config import Params
 from chestflow.evaluation.comparison import compare
 from chestflow.evaluation.report_data import Table, about_data
 from chestflow.evaluation.report_methods import about, summary
-from chestflow.evaluation.reproduction import rows as reproduction_rows
 from chestflow.files import atomic_path, read_json
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -34,16 +33,14 @@ def _comparison(names: list[str], params: Params, out: Path) -> Table:
     return table
 
 
-def _reproduction(names: list[str], params: Params, out: Path) -> Table:
-    table = Table(
-        ["name", "paper's row", "figure", "paper", "ours", "difference", "why they differ"],
-        text=["name", "paper's row", "figure"],
-        wrap=["why they differ"],
-    )
-    for name in names:
-        for row in reproduction_rows(name, params, read_json(out / "evaluate" / f"{name}.json")):
-            cells = [row["row"], row["figure"], row["paper"], row["ours"], row["difference"], row["reason"]]
-            table.rows.append([name, *cells])
+def _reproduction(found: dict[str, dict[str, Any]]) -> Table:
+    heads = ["name", "paper's row", "as printed", "what it measures", "paper", "ours", "difference", "why they differ"]
+    table = Table(heads, text=heads[:4], wrap=["what it measures", "why they differ"])
+    for name, evidence in found.items():
+        for row in evidence["reproduction"]:
+            where = ", ".join(str(part) for part in (row["row"], row["set"], row["group"]) if part is not None)
+            cells = [row["paper_value"], row["ours"], row["difference"], row["reason"]]
+            table.rows.append([name, where, row["column"], row["means"], *cells])
     return table
 
 
@@ -66,7 +63,7 @@ def page(params: Params, out: Path) -> str:
         "summary": summary(found),
         "runs": [about(name, params, out) for name in names],
         "comparison": _comparison(names, params, out),
-        "reproduction": _reproduction(names, params, out),
+        "reproduction": _reproduction(found),
     }
     return environment.get_template("report.html.j2").render(values)
 

@@ -66,6 +66,6 @@ def about_data(out: Path, folds: list[int]) -> dict[str, Any]:
         "flow": flow(manifest, rejects),
         "rejects": refused(rejects),
         "roles": roles(read_parquet(out / "splits.parquet"), folds),
-        "validation": validation,
-        "pooling": read_json(out / "pooling.json"),
+        "warnings": [*validation["critical"], *validation["warnings"]],
+        "duplicates": " ".join(read_json(out / "pooling.json")["shared"]["sentences"]),
     }

@@ -23,8 +23,11 @@ SHOWN = {
     "f1": "F1 of COVID-19", "macro_f1": "macro F1", "mcc": "MCC", "brier": "Brier", "ece": "ECE",
 }  # fmt: skip
 SUMMARY = ("auroc", "sensitivity", "specificity", "accuracy", "macro_f1", "mcc", "ece")
-PLOTS = {"roc": "ROC", "pr": "Precision and recall", "reliability": "Reliability", "confusion": "Confusion",
-         "decision": "Decision curve"}  # fmt: skip
+PLOTS = {
+    "roc": "ROC", "pr": "Precision and recall", "reliability": "Reliability", "confusion_raw": "Confusion at 0.5",
+    "confusion_tuned": "Confusion at the tuned threshold", "decision": "Decision curve",
+    "localisation": "Attention against lesions",
+}  # fmt: skip
 
 
 def picture(content: bytes, caption: str) -> dict[str, str]:

@@ -28,6 +28,8 @@ def figures(
     part: pd.DataFrame, classes: list[str], *, resamples: int, seed: int, tuned: bool = False
 ) -> dict[str, Any]:
     """:data:`SHOWN` of some images, as plain values with intervals over patients."""
+    if part.empty:
+        return {name: Value(float("nan"), reason="no image in this group").json() for name in SHOWN}
     prefix, called = ("calibrated", "called_tuned") if tuned else ("p", "called")
     values = summarise(
         part["target"].to_numpy(),

@@ -125,7 +125,8 @@ def rate(reasons: Sequence[str | None]) -> dict[str, Any]:
         return {"images": 0, "abstained": 0, "rate": float("nan"), "lo": float("nan"), "hi": float("nan"), **counts}
     p, spread = k / n, z * np.sqrt(k / n * (1 - k / n) / n + z**2 / (4 * n**2))
     centre, scale = p + z**2 / (2 * n), 1 + z**2 / n
-    low, high = max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    # rounding must not push the interval off a rate of 0 or 1
+    low, high = min(p, max(0.0, (centre - spread) / scale)), max(p, min(1.0, (centre + spread) / scale))
     return {"images": n, "abstained": k, "rate": p, "lo": float(low), "hi": float(high), **counts}
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 ANSWERED, ABSTAINED, UNREADABLE = "answered", "abstained", "unreadable"
 UNKNOWN = "unknown"
+#: As where the ensemble was tuned: probabilities this close to 0 or 1 have no better logarithm.
+EPS = 1e-7
 
 
 @dataclass(frozen=True)
@@ -202,12 +204,13 @@ class Predictor:
 
     def _combine(self, opinions: list[Opinion], ratio: float | None) -> np.ndarray:
         """Logits averaged over folds, then the parts' probabilities joined by w, then the temperature."""
-        parts = sorted({opinion.member.part for opinion in opinions})
+        if self.bundle.weighting is None:
+            return softmax(np.mean([opinion.logits for opinion in opinions], axis=0) / self.bundle.temperature)
         joined = np.zeros(len(self.bundle.classes))
-        for part in parts:
+        for part in sorted({opinion.member.part for opinion in opinions}):
             mine = [opinion for opinion in opinions if opinion.member.part == part]
             joined += self._weight(mine[0], ratio) * softmax(np.mean([o.logits for o in mine], axis=0))
-        return softmax(np.log(np.clip(joined, 1e-12, 1.0)) / self.bundle.temperature)
+        return softmax(np.log(np.clip(joined, EPS, 1 - EPS)) / self.bundle.temperature)
 
     def probabilities(
         self, opinions: list[Opinion], ratio: float | None

@@ -129,7 +129,7 @@ def digest(folder: Path) -> str:
 
 
 def calibrated(files: list[Path]) -> tuple[float, float]:
-    """Temperature and threshold: the medians over folds."""
+    """Temperature and threshold: the medians over folds of the tuned values, which evaluate measures as ``tuned``."""
     values = [read_json(file) for file in files]
     return (
         statistics.median(float(value["temperature"]) for value in values),
@@ -142,6 +142,5 @@ def weighted(files: list[Path]) -> Weighting:
     names = ("w_extreme", "w_middle", "cut_low", "cut_high")
     used = []
     for file in files:
-        value = read_json(file)
-        used.append(value["paper"] if value["use"] == "paper" else value)
+        used.append(read_json(file)["used"])
     return Weighting(*(statistics.median(float(value[name]) for value in used) for name in names))

@@ -6,6 +6,9 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+#: The section whose answers are calibrated and called at the tuned threshold, as a served model's are.
+SERVED = "tuned"
+
 
 @dataclass(frozen=True)
 class Figure:
@@ -39,8 +42,8 @@ def figure(value: Any) -> Figure:
 
 
 def figures(evidence: dict[str, Any]) -> dict[str, Figure]:
-    """The scalar figures per image, by name: auroc, sensitivity, ece and the others that evaluate wrote."""
-    found = evidence.get("metrics", {}).get("image", {})
+    """The scalar figures per image at the operating point that is served, by name: auroc, sensitivity, ece ..."""
+    found = evidence.get(SERVED, {}).get("image", {})
     return {name: figure(value) for name, value in found.items() if _is_figure(value)}
 
 
@@ -49,19 +52,14 @@ def _is_figure(value: Any) -> bool:
 
 
 def subgroups(evidence: dict[str, Any]) -> list[Subgroup] | None:
-    """The subgroups with a count and an AUROC; None where evaluate measured none."""
+    """The known subgroups with a count and an AUROC; None where evaluate measured none."""
     found = evidence.get("subgroups")
     if found is None:
         return None
-    rows = found if isinstance(found, list) else [row for part in found.values() for row in part]
     return [
-        Subgroup(
-            ": ".join(str(row[key]) for key in ("by", "group") if row.get(key) is not None),
-            int(row.get("n") or row.get("images") or 0),
-            figure(row.get("auroc")),
-        )
-        for row in rows
-        if isinstance(row, dict)
+        Subgroup(f"{row['by']}: {row['group']}", int(row["images"]), figure(row[SERVED]["auroc"]))
+        for row in found
+        if row["group"] != "unknown"
     ]
 
 
@@ -71,22 +69,21 @@ def shortcut(evidence: dict[str, Any]) -> Figure | None:
     return figure(found["source_auroc"]) if isinstance(found, dict) and "source_auroc" in found else None
 
 
-def fold_figures(evidence: dict[str, Any], fold: int) -> dict[str, Figure]:
-    """The figures of one fold's test images; empty where evaluate did not keep them apart."""
-    found = evidence.get("folds", {})
-    if isinstance(found, list):
-        found = {str(row.get("fold")): row for row in found if isinstance(row, dict)}
-    mine = found.get(str(fold), {})
-    mine = mine.get("metrics", mine)
-    mine = mine.get("image", mine) if isinstance(mine, dict) else {}
-    return {name: figure(value) for name, value in mine.items() if _is_figure(value) and name != "fold"}
+def uniform_alone(evidence: dict[str, Any]) -> Figure | None:
+    """AUROC of an ensemble's uniform network, which answers where the infection ratio is unknown; None for a run."""
+    members = evidence.get("members")
+    return figure(members["uniform"]["auroc"]) if members else None
 
 
-def mlflow_metrics(found: dict[str, Figure]) -> dict[str, float]:
-    """``test/auroc``, ``test/auroc_lo``, ``test/auroc_hi`` and so on; undefined ones are left out."""
-    values = {}
-    for name, one in found.items():
-        for ending, value in (("", one.value), ("_lo", one.lo), ("_hi", one.hi)):
-            if math.isfinite(value):
-                values[f"test/{name}{ending}"] = value
-    return values
+def mlflow_metrics(evidence: dict[str, Any]) -> dict[str, float]:
+    """``test/auroc``, ``test/auroc_lo``, ``test/auroc_hi`` and so on, as evaluate flattened them."""
+    return {name: float(value) for name, value in evidence.get("mlflow_metrics", {}).items() if value is not None}
+
+
+def fold_metrics(evidence: dict[str, Any], fold: int) -> dict[str, float]:
+    """The same names for one fold's test images, without intervals; empty where the fold was not evaluated."""
+    for row in evidence.get("per_fold", []):
+        if row["fold"] == fold:
+            sections = (("test", row["metrics"]), ("test_tuned", row[SERVED]))
+            return {f"{at}/{k}": float(v) for at, found in sections for k, v in found.items() if v is not None}
+    return {}

@@ -69,6 +69,12 @@ def card(bundle: Bundle, found: dict[str, Any], refusals: dict[str, Any], tags: 
     lines += ["", f"## Test figures ({estimate})", "", "| figure | value (95% interval) |", "|---|---|"]
     figures = read.figures(found)
     lines += [f"| {title} | {_interval(figures[name])} |" for name, title in SHOWN.items() if name in figures]
+    alone = read.uniform_alone(found)
+    if alone is not None:
+        lines += [
+            "",
+            f"Where the infection ratio is unknown the uniform network answers alone: AUROC {_interval(alone)}.",
+        ]
     groups = read.subgroups(found) or []
     if groups:
         lines += ["", "| subgroup | images | AUROC |", "|---|---|---|"]

@@ -143,7 +143,7 @@ def _attach(
     attach_studies(client, shown_in, studies(params, name, out))
     for (run, fold), run_id in run_ids.items():
         if run == name and run_id != shown_in:
-            log_metrics(client, run_id, read.mlflow_metrics(read.fold_figures(found, fold)))
+            log_metrics(client, run_id, read.fold_metrics(found, fold))
 
 
 def requirements() -> list[str]:

@@ -13,9 +13,9 @@ import pytest
 from tests import toy
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(
-    ["tests.toy", "chestflow.training.run", "chestflow.training.engine", "sklearn.covariance"]
-)
+# What a training would import late is imported once, in the server that the processes are forked from.
+LATE = ["sklearn.covariance", "pyarrow.parquet", "safetensors.torch", "torch._dynamo", "chestflow.training.engine"]
+CONTEXT.set_forkserver_preload(["tests.toy", *LATE])
 # 20 images in batches of 6 with two micro-batches each: 4 steps of 7 micro-batches an epoch, 2 epochs, 2 phases.
 CONFIG = {"accumulate": 2}
 EVERY = {"checkpoint_every": 2}

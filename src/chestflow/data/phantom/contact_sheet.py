@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from chestflow.data.phantom.generate import TABLE
+from chestflow.data.phantom.layout import TABLE
 from chestflow.errors import DataError
 from chestflow.files import atomic_path
 

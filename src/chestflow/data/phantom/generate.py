@@ -14,14 +14,14 @@ import pandas as pd
 from chestflow.data.phantom import anatomy, modalities, writing
 from chestflow.data.phantom.cohort import Patient, Study, draw
 from chestflow.data.phantom.grid import Grid
+from chestflow.data.phantom.layout import LICENCE, TABLE
 from chestflow.errors import ConfigError, DataError
 from chestflow.parallel import ordered_map
 
 SEED = 20
 PATIENTS = 200
 SHAPE = (48, 96, 96)
-TABLE, README = "images.csv", "README.txt"
-LICENCE = "CC0-1.0 synthetic"
+README = "README.txt"
 FIRST_LINE = "SYNTHETIC chest phantoms made by `chestflow data phantom`"
 
 COLUMNS = (

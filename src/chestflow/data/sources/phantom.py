@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from chestflow.data.phantom.generate import LICENCE, TABLE
+from chestflow.data.phantom.layout import LICENCE, TABLE
 from chestflow.data.sources.base import Reject, Row, SourceInfo, Table, mask_reference, require
 from chestflow.errors import DataError
 

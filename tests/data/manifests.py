@@ -52,9 +52,7 @@ def mixed(count: int = 40, source: str = "alpha", **more: Any) -> list[dict[str,
 
 def thumbnails_by(phash_of: pd.DataFrame) -> np.ndarray:
     """A random thumbnail for each perceptual hash: equal hashes are the same picture, others are not."""
-    return np.stack(
-        [np.random.default_rng(int(h, 16) % 2**32).random((32, 32), np.float32) for h in phash_of["phash"]]
-    )
+    return np.stack([np.random.default_rng(int(h, 16) % 2**32).random((32, 32), np.float32) for h in phash_of["phash"]])
 
 
 def dataset(rows: list[dict[str, Any]], **more: Any) -> Dataset:

@@ -48,6 +48,14 @@ def test_no_stage_lists_code_that_it_does_not_import(repository: Path, name: str
     assert not idle, f"dvc.yaml: stage {name} lists {sorted(idle)}, which it does not import"
 
 
+def test_every_packaged_data_file_is_some_stages_dep() -> None:
+    packaged = {p for p in dag.SOURCE.rglob("*") if p.is_file() and p.suffix not in {".py", ".pyc", ".typed"}}
+    listed = set().union(*(_listed(stage) for stage in STAGES.values()))
+    missing = {p.relative_to(dag.SOURCE).as_posix() for p in packaged} - listed
+    assert packaged
+    assert not missing
+
+
 @pytest.mark.parametrize("method", registry.names())
 def test_a_methods_code_reaches_its_training_stage(repository: Path, method: str) -> None:
     files = dag.method_code(method)

@@ -101,7 +101,8 @@ def class_in_one_source(data: Dataset) -> Iterator[Found]:
         table = pd.crosstab(origin, rows["class"])
         if len(table) < 2 or table.shape[1] < 2:
             continue
-        for label in table.columns:
+        # Of two classes, one stands apart where the other does: once is enough.
+        for label in table.columns if table.shape[1] > 2 else [POSITIVE]:
             giving = table[table[label] > 0]
             if (giving.drop(columns=label).sum(axis=1) == 0).all():
                 sources = ", ".join(giving.index)

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from chestflow.data.findings import Dataset, Found, images, rule
+from chestflow.data.findings import Dataset, Found, count_of, images, rule
 from chestflow.data.manifest import POSITIVE
 
 #: A label that says less than another does not contradict it.
@@ -19,7 +19,10 @@ BROADER: dict[str, frozenset[str]] = {
     "cap": frozenset({"bacterial_pneumonia", "viral_pneumonia", "pneumonia"}),
 }
 MISSING_PATIENTS = 0.05
-REJECTED, MOST_REJECTED = 0.02, 0.5
+REJECTED = 0.02
+MOST_DAMAGED = 0.5
+#: Reasons of rejects that say that a table names a file which the copy of the set does not hold.
+NOT_THERE = ("missing", "missing_file")
 
 
 def compatible(a: str | None, b: str | None) -> bool:
@@ -147,7 +150,9 @@ def identical_files(data: Dataset) -> Iterator[Found]:
         sizes = rows.groupby("sha256").size()
         doubled = sizes[sizes > 1]
         if len(doubled):
-            message = f"Set {name} has {images(int(doubled.sum()))} in {len(doubled)} groups of identical files."
+            message = (
+                f"Set {name} has {images(int(doubled.sum()))} in {count_of(len(doubled), 'group')} of identical files."
+            )
             yield name, message, {"groups": len(doubled), "images": int(doubled.sum())}
 
 
@@ -171,33 +176,35 @@ def patients_in_two_classes(data: Dataset) -> Iterator[Found]:
         kinds = data.classes(name).dropna(subset=["patient_id"]).groupby("patient_id")["class"].nunique()
         several = int((kinds > 1).sum())
         if several:
-            message = f"Task {name} has {several} patients with images of more than one class."
+            message = f"Task {name} has {count_of(several, 'patient')} with images of more than one class."
             yield name, message, {"patients": several}
 
 
-def _reject_shares(data: Dataset) -> Iterator[tuple[str, int, float]]:
+def _reject_shares(data: Dataset, rejects: pd.DataFrame) -> Iterator[tuple[str, int, float]]:
     kept = data.manifest.groupby("source").size()
-    lost = data.rejects[~data.rejects["image_id"].isin(data.manifest["image_id"])]  # a faulty mask rejects no image
+    lost = rejects[~rejects["image_id"].isin(data.manifest["image_id"])]  # a faulty mask rejects no image
     for name, count in lost.groupby("source")["image_id"].nunique().items():
         yield str(name), int(count), int(count) / (int(count) + int(kept.get(name, 0)))
 
 
 @rule("warning")
 def files_rejected(data: Dataset) -> Iterator[Found]:
-    """A set that lost a noticeable share of its files at ingest."""
-    for name, count, share in _reject_shares(data):
-        if REJECTED < share <= MOST_REJECTED:
+    """A set that lost a noticeable share of its files at ingest, missing ones included."""
+    for name, count, share in _reject_shares(data, data.rejects):
+        if share > REJECTED:
             message = f"Ingest refused {images(count)} of set {name}, {share:.1%}: out/rejects.csv says why."
             yield name, message, {"images": count, "share": share}
 
 
 @rule("critical")
-def most_files_rejected(data: Dataset) -> Iterator[Found]:
-    """A set that lost most of its files at ingest: a damaged or an incomplete download."""
-    for name, count, share in _reject_shares(data):
-        if share > MOST_REJECTED:
+def most_files_damaged(data: Dataset) -> Iterator[Found]:
+    """A set most of whose files are there and cannot be read: a broken download, or the wrong adapter."""
+    damaged = data.rejects[~data.rejects["reason"].isin(NOT_THERE)]
+    for name, count, share in _reject_shares(data, damaged):
+        if share > MOST_DAMAGED:
             message = (
-                f"Ingest refused {images(count)} of set {name}, {share:.0%}: see out/rejects.csv and get the set again."
+                f"Of set {name}, {images(count)} cannot be read, {share:.0%}:"
+                " see out/rejects.csv and get the set again."
             )
             yield name, message, {"images": count, "share": share}
 
@@ -212,9 +219,10 @@ def official_split_conflicts(data: Dataset) -> Iterator[Found]:
             for what, column in (("patients", "patient_id"), ("files", "sha256"))
         }
         if any(figures.values()):
+            both = f"{count_of(figures['patients'], 'patient')} and {count_of(figures['files'], 'file')}"
             message = (
-                f"The official split of set {name} has {figures['patients']} patients and {figures['files']} identical"
-                " files on two sides: results on it as it stands are too good; our split excludes what crosses."
+                f"The official split of set {name} has {both} on two sides: results on it as it stands are too good;"
+                " our split excludes what crosses."
             )
             yield name, message, figures
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from chestflow.data.findings import Finding, Severity
+from chestflow.data.findings import Finding, Severity, count_of
 from chestflow.data.manifest import COLUMNS
 
 SUITE = "manifest"
@@ -38,7 +38,7 @@ class Expectation:
     def as_finding(self) -> Finding:
         """The failure in a sentence; values are left out, they may be names."""
         what = self.kind.removeprefix("expect_").replace("_", " ")
-        rows = "" if self.unexpected is None else f" in {self.unexpected} rows"
+        rows = "" if self.unexpected is None else f" in {count_of(self.unexpected, 'row')}"
         about = f"column {self.column}: " if self.column else ""
         return Finding(
             rule=self.kind,

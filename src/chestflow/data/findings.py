@@ -116,6 +116,11 @@ def rule(severity: Severity) -> Callable[[Callable[[Dataset], Iterator[Found]]],
     return register
 
 
+def count_of(count: int, what: str) -> str:
+    """``1 row``, ``2 rows``."""
+    return f"{count} {what}" + ("" if count == 1 else "s")
+
+
 def images(count: int) -> str:
     """``1 image``, ``2 images``."""
-    return f"{count} image" + ("" if count == 1 else "s")
+    return count_of(count, "image")

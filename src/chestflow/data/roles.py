@@ -82,7 +82,7 @@ def _copies(rows: pd.DataFrame, cohort: Cohort, candidate: pd.Series) -> pd.Seri
     Kept is the official test set's copy, else a labelled one, else that of the set named first.
     """
     sets = [*cohort.external, *cohort.sets]
-    place = rows["source"].map({name: place for place, name in enumerate(sets)})
+    place = rows["source"].map({name: place for place, name in enumerate(sets)}).astype(float)
     place += len(sets) * rows["label"].isna() - 2 * len(sets) * (rows["official_split"] == "test").fillna(False)
     best = place.where(candidate).groupby(rows["picture_id"]).transform("min")
     kept = rows["source"].where(candidate & (place == best)).groupby(rows["picture_id"]).transform("first")

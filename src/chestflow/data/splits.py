@@ -133,17 +133,15 @@ def _warnings(name: str, about: dict[str, Any], rows: pd.DataFrame) -> list[str]
         )
     if about["test"] == "folds" and about["official_images"]:
         said.append(f"Cohort {name}: its official split has no test set, so the folds take its place.")
-    labels = set(rows["label"].dropna())
+    number = len(about["folds"])
     for role in ("train", "tune", "test"):
-        folds_without = {
-            label: [f for f, counts in enumerate(about["folds"]) if label not in counts[role]["labels"]]
-            for label in sorted(labels)
-        }
-        for label, where in folds_without.items():
-            if where:
-                said.append(
-                    f"Cohort {name}: role {role} has no {label} in {len(where)} of {len(about['folds'])} folds."
-                )
+        lacking = []
+        for label in sorted(set(rows["label"].dropna())):
+            without = sum(label not in counts[role]["labels"] for counts in about["folds"])
+            if without:
+                lacking.append(f"{label} (in {without} of {number} folds)")
+        if lacking:
+            said.append(f"Cohort {name}: role {role} lacks {', '.join(lacking)}.")
     return said
 
 

@@ -8,7 +8,7 @@ part. Four things are timed, each in a process of its own, in turns, and the med
 
 - loop: read, resize to 224 x 224, CLAHE, z-score, one after the other on one core; what a notebook does
 - decode: the same files only decoded, on all cores, through the same pool of workers
-- pack: ``chestflow.data.pack_building.build``, on all cores: read, check, resize, CLAHE, write; start of the workers included
+- pack: ``chestflow.data.pack_building.build``, on all cores: read, check, resize, CLAHE, write; start-up included
 - memory: peak resident size of the main process and of the largest worker, for each number of images
 """
 

@@ -144,6 +144,14 @@ def test_each_property_is_tried(column: str) -> None:
     assert column in properties
 
 
+def test_a_view_that_one_source_leaves_unsaid_tells_nothing() -> None:
+    rows = many("normal", 30) + many("covid19", 30, 0, view="PA")
+    assert fired("class_follows_property", dataset(rows)) == []
+    rows = many("normal", 30, view="AP") + many("covid19", 30, 0, view="PA")
+    (found,) = fired("class_follows_property", dataset(rows))
+    assert found.figures["property"] == "view"
+
+
 def test_three_classes_are_each_held_against_the_rest() -> None:
     rows = many("normal", 30, 0) + many("pneumonia", 30, 100) + many("covid19", 30, 200, site="cohen")
     task = Task(cohort="chests", classes={"a": ["normal"], "b": ["pneumonia"], "covid19": ["covid19"]})

@@ -28,8 +28,7 @@ def size_class(rows: pd.DataFrame) -> pd.Series:
     return pd.Series([f"area 2^{a:.1f}, aspect {b:.1f}" for a, b in zip(area, aspect, strict=True)], index=rows.index)
 
 
-#: What is tried, with the words for it. A property of the source (its site) is known for some sets and not for others:
-#: not knowing it counts as a value, since the image shows which it is.
+#: What is tried, with the words for it. Not knowing a property counts as a value of it.
 PROPERTIES: dict[str, tuple[str, Callable[[pd.DataFrame], pd.Series]]] = {
     "source": ("the set that an image comes from", lambda rows: rows["source"]),
     "site": ("the site that an image comes from", lambda rows: rows["site"]),
@@ -39,6 +38,10 @@ PROPERTIES: dict[str, tuple[str, Callable[[pd.DataFrame], pd.Series]]] = {
     "size": ("the size of the image", size_class),
     "view": ("the view", lambda rows: rows["view"]),
 }
+
+
+#: Properties that a set may leave unsaid although the image shows them: judged where they are said.
+STATED = frozenset({"view"})
 
 
 def guessing(values: pd.Series, classes: pd.Series, patients: pd.Series) -> float:
@@ -79,10 +82,13 @@ def class_follows_property(data: Dataset) -> Iterator[Found]:
             continue
         for column, (words, of) in PROPERTIES.items():
             values = of(rows)
-            if values.nunique(dropna=False) < 2:
+            if column in STATED:
+                values = values.dropna()
+            held = rows.loc[values.index]
+            if values.nunique(dropna=False) < 2 or held["class"].nunique() < len(kinds):
                 continue
             told = kinds if len(kinds) > 2 else [POSITIVE]
-            scores = {kind: guessing(values, rows["class"] == kind, rows["patient_id"]) for kind in told}
+            scores = {kind: guessing(values, held["class"] == kind, held["patient_id"]) for kind in told}
             kind = max(scores, key=lambda kind: scores[kind])
             if scores[kind] >= data.settings.confounding_warn:
                 message = (

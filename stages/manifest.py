@@ -1,4 +1,4 @@
-"""Stage manifest: the sets' rows in one manifest, duplicates across sets kept once and counted."""
+"""Stage manifest: the sets' rows in one manifest, what several sets share named and counted."""
 
 from pathlib import Path
 

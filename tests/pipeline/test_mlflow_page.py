@@ -67,7 +67,8 @@ def test_runs_and_model_are_shown(server: str) -> None:
         page.goto(f"{server}/#/experiments")
         link = page.get_by_role("link", name="chestflow").first
         link.wait_for(timeout=60_000)
-        link.click()
+        experiment = str(link.get_attribute("href")).split("/experiments/")[1].split("/")[0].split("?")[0]
+        page.goto(f"{server}/#/experiments/{experiment}/runs")
         page.get_by_text("ds_uniform").first.wait_for(timeout=60_000)
         page.get_by_text("covidnet_r18_d").first.wait_for(timeout=30_000)
         _shot(page, "mlflow-experiment")

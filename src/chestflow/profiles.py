@@ -86,8 +86,10 @@ def check(params: Params) -> None:
         config = registry.configure(method, run.config, where=f"runs.{name}.config")
         recipe = params.recipes[run.recipe]
         spec = registry.InputSpec(recipe.modality, tuple(recipe.size), tuple(params.tasks[run.task].classes))
-        if "weights" in run.config and run.config["weights"] is not None:
-            continue
+        if params.engine.amp == "bf16" and params.engine.device == "cpu" and recipe.modality == "ct_volume":
+            raise ConfigError(
+                f"engine.amp is bf16 on the CPU, where 3D gradients can be wrong (runs.{name}): set it to off"
+            )
         with torch.device("meta"):
             method.build(config, spec)
         method.phases(config)

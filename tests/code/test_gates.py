@@ -78,6 +78,21 @@ def test_the_worst_subgroup_counts_only_where_it_is_large_enough() -> None:
     assert _failed(evaluation(subgroups=[small]), smallest_subgroup=19) == ["worst subgroup AUROC"]
 
 
+def test_production_needs_a_subgroup_that_can_be_judged() -> None:
+    small = {"by": "sex", "group": "F", "images": 19, "tuned": {"auroc": {"value": 0.99}}}
+    assert _failed(evaluation(subgroups=[small])) == []
+    assert _failed(evaluation(subgroups=[small]), target="production") == ["worst subgroup AUROC"]
+
+
+def test_an_ensembles_uniform_network_must_hold_by_itself() -> None:
+    def ensemble(lo: float | None) -> dict[str, Any]:
+        return {**evaluation(), "members": {"uniform": {"auroc": {"value": 0.9, "lo": lo, "hi": 0.95}}}}
+
+    assert _failed(ensemble(0.85)) == []
+    assert _failed(ensemble(0.70)) == ["AUROC without a ratio, lower bound"]
+    assert _failed(ensemble(None)) == ["AUROC without a ratio, lower bound"]
+
+
 def test_phantoms_never_pass_for_production_and_do_for_staging() -> None:
     phantom = replace(BUNDLE, phantom=True)
     assert _failed(evaluation(), phantom) == []

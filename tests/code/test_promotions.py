@@ -182,6 +182,19 @@ def test_other_mistakes_are_clear(clean: Registry) -> None:
         registry.register(clean.params, "sized")
 
 
+def test_changed_evidence_does_not_count(clean: Registry) -> None:
+    models = [p for p in (clean.root / "mlruns").rglob("evaluation.json") if p.parent.name == "bundle"]
+    kept = [(path, path.read_bytes()) for path in models]
+    try:
+        for path, content in kept:
+            path.write_bytes(content.replace(b"0.", b"0.9", 1))
+        with pytest.raises(TrackingError, match="is not what was registered and does not count"):
+            promotions.promote("plain", "staging", Promote(), number=1)
+    finally:
+        for path, content in kept:
+            path.write_bytes(content)
+
+
 def test_a_version_whose_files_are_gone_says_so(clean: Registry) -> None:
     models = [p for p in (clean.root / "mlruns").rglob("evaluation.json") if p.parent.name == "bundle"]
     kept = [(path, path.read_bytes()) for path in models]

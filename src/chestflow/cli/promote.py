@@ -39,7 +39,8 @@ def show_verdicts(version: Version, target: str, verdicts: list[Verdict]) -> Non
         table.add_column(heading)
     for one in verdicts:
         refused = "FAILS, for good" if one.absolute else "FAILS"
-        table.add_row(one.gate, one.value, one.bound, "passes" if one.passed else refused, one.note)
+        passes = "not judged" if one.value == "not measured" else "passes"
+        table.add_row(one.gate, one.value, one.bound, passes if one.passed else refused, one.note)
     Console(markup=False, highlight=False).print(table)
 
 

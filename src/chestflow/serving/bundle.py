@@ -128,6 +128,12 @@ def digest(folder: Path) -> str:
     return hashlib.sha256(json.dumps(listed, sort_keys=True).encode()).hexdigest()[:32]
 
 
+def seal(folder: Path) -> str:
+    """A hash of the two files that a promotion is judged by, kept with the version: changed evidence does not count."""
+    both = sha256_file(folder / EVIDENCE) + sha256_file(folder / FILE)
+    return hashlib.sha256(both.encode()).hexdigest()[:32]
+
+
 def calibrated(files: list[Path]) -> tuple[float, float]:
     """Temperature and threshold: the medians over folds of the tuned values, which evaluate measures as ``tuned``."""
     values = [read_json(file) for file in files]

@@ -44,16 +44,25 @@ def _at_most(gate: str, value: float, bound: float, note: str = "") -> Verdict:
     return Verdict(gate, _shown(value), f"at most {bound:.3f}", value <= bound, note=note)
 
 
-def _worst_subgroup(found: dict[str, Any], bound: float, smallest: int) -> Verdict:
+def _worst_subgroup(found: dict[str, Any], bound: float, smallest: int, target: str) -> Verdict:
     gate = "worst subgroup AUROC"
     groups = read.subgroups(found)
     if groups is None:
         return _at_least(gate, math.nan, bound, "the evaluation holds no subgroups")
     large = [group for group in groups if group.images >= smallest and math.isfinite(group.auroc.value)]
     if not large:
-        return Verdict(gate, "none", f"at least {bound:.3f}", True, note=f"no subgroup of {smallest} or more images")
+        note = f"no subgroup of {smallest} or more images can be judged"
+        return Verdict(gate, "not measured", f"at least {bound:.3f}", target == STAGING, note=note)
     worst = min(large, key=lambda group: group.auroc.value)
     return _at_least(gate, worst.auroc.value, bound, f"{worst.name} ({worst.images} images)")
+
+
+def _uniform_alone(found: dict[str, Any], bound: float) -> list[Verdict]:
+    """An ensemble answers by its uniform network where no infection ratio is known: that network must hold as well."""
+    alone = read.uniform_alone(found)
+    if alone is None:
+        return []
+    return [_at_least("AUROC without a ratio, lower bound", alone.lo, bound, f"value {_shown(alone.value)}")]
 
 
 def _shortcut(found: dict[str, Any], bound: float) -> Verdict:
@@ -91,7 +100,8 @@ def judge(
             "sensitivity, lower bound", sensitivity.lo, gates.sensitivity_lo, f"value {_shown(sensitivity.value)}"
         ),
         _at_most("calibration error (ECE)", ece.value, gates.ece_max),
-        _worst_subgroup(found, gates.worst_subgroup_auroc, smallest_subgroup),
+        _worst_subgroup(found, gates.worst_subgroup_auroc, smallest_subgroup, target),
+        *_uniform_alone(found, gates.auroc_lo),
         _shortcut(found, gates.source_auroc_max),
     ]
     if target == PRODUCTION:

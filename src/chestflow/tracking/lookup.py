@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -153,10 +154,21 @@ def files(version: Version, part: str = "") -> Iterator[Path]:
 
 
 def evidence(version: Version) -> tuple[dict[str, Any], bundles.Bundle, str]:
-    """A version's own evaluation, its facts, and the evaluation's sha256."""
+    """A version's own evaluation, its facts, and the evaluation's sha256.
+
+    Raises:
+        TrackingError: the files were changed after they were registered.
+    """
     from chestflow.files import sha256_file
 
-    with files(version, bundles.EVIDENCE) as path:
-        found, digest = read_json(path), sha256_file(path)
-    with files(version, bundles.FILE) as path:
-        return found, bundles.read(path.parent), digest
+    with files(version, bundles.EVIDENCE) as evaluated, files(version, bundles.FILE) as described:
+        folder = described.parent
+        if evaluated.parent != folder:
+            shutil.copy2(evaluated, folder / bundles.EVIDENCE)
+        if version.tags.get("seal") != bundles.seal(folder):
+            raise TrackingError(
+                f"the evidence of {version.label} is not what was registered and does not count:"
+                " `chestflow register` makes the version anew"
+            )
+        found, digest = read_json(folder / bundles.EVIDENCE), sha256_file(folder / bundles.EVIDENCE)
+        return found, bundles.read(folder), digest

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pandas as pd
+
 from chestflow.files import read_json, read_parquet
 from chestflow.serving.bundle import Bundle, Member, calibrated, weighted
 from chestflow.tracking import provenance
@@ -22,11 +24,21 @@ def parts_of(params: Params, name: str) -> list[tuple[str, str]]:
 
 
 def studies(params: Params, name: str, out: Path) -> dict[str, Path]:
-    """The tuned values' files, by a short name."""
-    found = {f"calibration-{fold}": out / "tune" / "calibration" / name / f"{fold}.json" for fold in params.folds}
+    """The tuned values' files of the folds that are served, by a short name."""
+    folds = served_folds(params, name, out)
+    found = {f"calibration-{fold}": out / "tune" / "calibration" / name / f"{fold}.json" for fold in folds}
     if name in params.ensembles:
-        found |= {f"w-{fold}": out / "tune" / "w" / name / f"{fold}.json" for fold in params.folds}
+        found |= {f"w-{fold}": out / "tune" / "w" / name / f"{fold}.json" for fold in folds}
     return found
+
+
+def served_folds(params: Params, name: str, out: Path) -> list[int]:
+    """All trained folds, or the one that is best on its own tune role (``register.members``)."""
+    folds = list(params.folds)
+    if params.register_.members == "best" and len(folds) > 1:
+        parts = parts_of(params, name)
+        return [max(folds, key=lambda fold: _tune_value(parts, fold, out))]
+    return folds
 
 
 def describe(params: Params, name: str, out: Path) -> Bundle:
@@ -36,14 +48,13 @@ def describe(params: Params, name: str, out: Path) -> Bundle:
         DataError: a stage's file is missing.
     """
     parts = parts_of(params, name)
-    folds = list(params.folds)
-    if params.register_.members == "best" and len(folds) > 1:
-        folds = [max(folds, key=lambda fold: _tune_value(parts, fold, out))]
+    folds = served_folds(params, name, out)
     first = read_json(out / "train" / parts[0][0] / str(folds[0]) / "model.json")
     files = studies(params, name, out)
     temperature, threshold = calibrated([path for what, path in files.items() if what.startswith("calibration-")])
     weights = [path for what, path in files.items() if what.startswith("w-")]
-    licences, commercial = _licences(params, parts[0][0], out)
+    images = trained_on(params, parts[0][0], out)
+    licences, commercial = _licences(images)
     return Bundle(
         name=name,
         profile=params.profile,
@@ -59,7 +70,7 @@ def describe(params: Params, name: str, out: Path) -> Bundle:
             "ct_lung_threshold_hu": params.segment.ct_lung_threshold_hu,
             "ct_closing_mm": params.segment.ct_closing_mm,
         },
-        phantom=provenance.is_phantom(params, parts[0][0]),
+        phantom=bool((images["source"] == provenance.PHANTOM).any()),
         licences=licences,
         commercial_use=commercial,
     )
@@ -75,13 +86,23 @@ def _tune_value(parts: list[tuple[str, str]], fold: int, out: Path) -> float:
     return total
 
 
-def _licences(params: Params, run: str, out: Path) -> tuple[tuple[str, ...], str]:
-    """The stated licences of the images trained on, and whether all of them allow commercial use."""
-    cohort = params.cohorts[params.tasks[params.runs[run].task].cohort]
-    manifest = read_parquet(out / "manifest.parquet")
-    mine = manifest[manifest["source"].isin(cohort.sets) & (manifest["modality"] == cohort.modality)]
-    stated = tuple(sorted(str(licence) for licence in mine["licence"].dropna().unique()))
-    allowed = mine["commercial_use"]
+def trained_on(params: Params, run: str, out: Path) -> pd.DataFrame:
+    """Manifest rows of every image that the model learned from: its train and tune roles, and what taught the lung
+    segmenter that an X-ray model carries. They come from the splits, not from what params.yaml says today."""
+    task = params.tasks[params.runs[run].task]
+    splits, manifest = read_parquet(out / "splits.parquet"), read_parquet(out / "manifest.parquet")
+    mine = splits[(splits["cohort"] == task.cohort) & splits["fold"].isin(params.folds)]
+    learned = manifest["image_id"].isin(mine.loc[mine["role"].isin(["train", "tune"]), "image_id"])
+    if params.cohorts[task.cohort].modality == "cxr" and params.segment.cxr_lungs.sets:
+        outlined = (manifest["modality"] == "cxr") & manifest["lung_mask"].notna()
+        learned |= outlined & manifest["source"].isin(params.segment.cxr_lungs.sets)
+    return manifest[learned]
+
+
+def _licences(images: pd.DataFrame) -> tuple[tuple[str, ...], str]:
+    """The stated licences of the images learned from, and whether all of them allow commercial use."""
+    stated = tuple(sorted(str(licence) for licence in images["licence"].dropna().unique()))
+    allowed = images["commercial_use"]
     if (allowed == False).fillna(False).any():  # noqa: E712 - null is neither
         return stated, "no"
-    return stated, "unstated" if mine.empty or allowed.isna().any() or mine["licence"].isna().any() else "yes"
+    return stated, "unstated" if images.empty or allowed.isna().any() or images["licence"].isna().any() else "yes"

@@ -194,6 +194,7 @@ def _log(
             "licences": "; ".join(bundle.licences) or "unstated",
             "commercial_use": bundle.commercial_use,
             "content": content,
+            "seal": bundles.seal(place),
         }
         text = card(bundle, found, refusals, tags)
         (place / "model_card.md").write_text(text)

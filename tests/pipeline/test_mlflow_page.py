@@ -1,6 +1,6 @@
 """MLflow's own pages in a real browser: the experiment's runs side by side, and the registered model.
 
-With CHESTFLOW_SCREENSHOTS=FOLDER the pictures are kept there; those in docs/images were made so, from phantoms.
+With CHESTFLOW_SCREENSHOTS=FOLDER the pictures are kept there.
 """
 
 from __future__ import annotations

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from chestflow.config import Params, Promote
 from chestflow.errors import ConfigError, DataError, GateRefused, TrackingError
 from chestflow.files import read_json, write_json
-from chestflow.tracking import lookup, promotions, registry, store
+from chestflow.tracking import lookup, packing, promotions, registry, store
 from tests import stores
 from tests.model import toy_models
 
@@ -180,6 +181,23 @@ def test_other_mistakes_are_clear(clean: Registry) -> None:
     (clean.root / "out/tune/calibration/sized/0.json").unlink()
     with pytest.raises(DataError, match=r"calibration/sized/0\.json is missing"):
         registry.register(clean.params, "sized")
+
+
+def test_what_was_learned_from_is_read_from_the_splits_and_not_from_todays_parameters(clean: Registry) -> None:
+    out = clean.root / "out"
+    assert packing.describe(clean.params, "plain", out).phantom
+    renamed = toy_models.params("hospital")
+    assert packing.describe(renamed, "plain", out).phantom
+    manifest = out / "manifest.parquet"
+    before = manifest.read_bytes()
+    rows = pd.read_parquet(manifest)
+    try:
+        rows.assign(source="hospital", licence=None, commercial_use=None).to_parquet(manifest, index=False)
+        described = packing.describe(clean.params, "plain", out)
+    finally:
+        manifest.write_bytes(before)
+    assert not described.phantom
+    assert described.commercial_use == "unstated"
 
 
 def test_changed_evidence_does_not_count(clean: Registry) -> None:

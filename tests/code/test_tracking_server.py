@@ -55,7 +55,6 @@ def _children(pid: int) -> int:
     return len(below) + sum(_children(int(child)) for child in below)
 
 
-@pytest.mark.slow
 def test_a_moved_checkout_keeps_its_models_in_the_server_form(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = stores.give(tmp_path / "here", monkeypatch)
     shutil.copytree(toy_models.trained() / "out", root / "out")

@@ -2,7 +2,8 @@
 
 An input is unlike the training set when the Mahalanobis distance of its embedding lies beyond the 99th percentile of
 the tune role, or when its share of lung lies outside the middle 99% of the train role. With several networks the median
-of distance / threshold decides. By construction about one in a hundred fitting inputs is refused for its distance; the
+of distance / threshold decides. With many tune images about one in a hundred
+fitting inputs is refused for its distance, with few (n below 100) about one in n + 1; the
 rate on the test role is measured when a model is registered.
 """
 

@@ -14,6 +14,7 @@ from chestflow.evaluation.cases import call, columns, load, pool
 from chestflow.evaluation.comparison import paired_delong
 from chestflow.evaluation.intervals import delong, wilson
 from chestflow.evaluation.metrics import measure, summarise
+from chestflow.files import read_parquet
 
 #: (section, probability columns, call column, how it decides)
 VIEWS = (("metrics", "p", "called"), ("tuned", "calibrated", "called_tuned"))
@@ -81,16 +82,22 @@ def over_folds(cases: pd.DataFrame, classes: list[str]) -> tuple[list[dict[str, 
     return rows, across
 
 
+def _answers(run: str, params: Any, out: Path, classes: list[str]) -> np.ndarray:
+    """Raw test probabilities of a run, (N, C), in the order of :func:`chestflow.evaluation.cases.load`.
+
+    Read without the run's calibration, which an ensemble's evaluation does not depend on.
+    """
+    files = [out / "predictions" / run / str(fold) / "test.parquet" for fold in sorted(params.folds)]
+    table = pd.concat([read_parquet(file).sort_values("image_id") for file in files])
+    return table[columns("p", classes)].to_numpy(float)
+
+
 def members(name: str, params: Any, out: Path, cases: pd.DataFrame, classes: list[str]) -> dict[str, Any] | None:
     """For an ensemble: its two networks, the paper's weights and the tuned ones on the same test images, raw calls."""
     if name not in params.ensembles:
         return None
     joined = params.ensembles[name]
-    p = {
-        part: load(part, params, out)[columns("p", classes)].to_numpy(float)
-        for part in (joined.uniform, joined.balanced)
-    }
-    uniform, balanced = p[joined.uniform], p[joined.balanced]
+    uniform, balanced = (_answers(part, params, out, classes) for part in (joined.uniform, joined.balanced))
     variants = {"uniform": uniform, "balanced": balanced}
     for which in ("paper", "tuned"):
         w = cases[f"w_{which}"].to_numpy(float)[:, None]

@@ -170,7 +170,13 @@ def cluster_weights(clusters: ArrayLike, resamples: int, rng: np.random.Generato
 
 
 def percentile_interval(
-    value: float, replicates: NDArray, n: int, *, reason: str | None = None, edge: Value | None = None
+    value: float,
+    replicates: NDArray,
+    n: int,
+    *,
+    reason: str | None = None,
+    edge: Value | None = None,
+    unbias: bool = False,
 ) -> Value:
     """A figure with the 2.5th and 97.5th percentile of its bootstrap replicates.
 
@@ -180,6 +186,8 @@ def percentile_interval(
         n: images or patients.
         reason: why ``value`` is undefined, where it is.
         edge: analytic interval that stands in where all replicates agree (a share of 0 or 1 has no bootstrap spread).
+        unbias: move the interval back by the replicates' mean excess over the value. Resampling adds scatter to each
+            bin of a calibration error, so its replicates lie above it, often all of them.
     """
     if math.isnan(value):
         return Value(value, n=n, reason=reason or "undefined on these images", method="bootstrap")
@@ -187,6 +195,10 @@ def percentile_interval(
     if len(finite) < max(2, LEAST_FINITE_SHARE * len(replicates)):
         return Value(value, n=n, reason="undefined in most resamples: too few patients", method="bootstrap")
     lo, hi = np.percentile(finite, [50 * (1 - LEVEL), 100 - 50 * (1 - LEVEL)])
+    if unbias:
+        # Errors are not negative, and an interval that misses its own value would help nobody.
+        excess = float(finite.mean()) - value
+        lo, hi = min(value, max(0.0, lo - excess)), max(value, hi - excess)
     if hi - lo < 1e-12 and edge is not None and math.isfinite(edge.lo):
         return Value(value, edge.lo, edge.hi, n, None, edge.method)
     return Value(value, float(lo), float(hi), n, None, "bootstrap")

@@ -248,6 +248,7 @@ def summarise(
             len(y),
             reason=why_undefined(name, y, positive, classes) if math.isnan(values[0]) else None,
             edge=_edge(name, float(values[0]), y, called, positive, patients),
+            unbias=name == "ece",
         )
         for name, values in point.items()
     }

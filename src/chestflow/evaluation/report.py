@@ -9,6 +9,7 @@ from chestflow.config import Params
 from chestflow.evaluation.comparison import compare
 from chestflow.evaluation.report_data import Table, about_data
 from chestflow.evaluation.report_methods import about, summary
+from chestflow.evaluation.reproduction import untrained
 from chestflow.files import atomic_path, read_json
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -39,8 +40,21 @@ def _reproduction(found: dict[str, dict[str, Any]]) -> Table:
     for name, evidence in found.items():
         for row in evidence["reproduction"]:
             where = ", ".join(str(part) for part in (row["row"], row["set"], row["group"]) if part is not None)
-            cells = [row["paper_value"], row["ours"], row["difference"], row["reason"]]
-            table.rows.append([name, where, row["column"], row["means"], *cells])
+            printed = {"value": row["paper_value"], "lo": row["paper_lo"], "hi": row["paper_hi"]}
+            cells = [printed if row["paper_lo"] is not None else row["paper_value"], row["ours"], row["difference"]]
+            table.rows.append([name, where, row["column"], row["means"], *cells, row["reason"]])
+    table.note = "An interval beside a paper's figure is Wilson's, from the number of images that the paper states."
+    return table
+
+
+def _untrained(params: Params) -> Table:
+    heads = ["paper", "paper's row", "set", "as printed", "why there is none of ours"]
+    table = Table(heads, text=heads, wrap=heads[3:])
+    for row in untrained(params):
+        for which, figures in row["figures"].items():
+            printed = ", ".join(f"{column} {value:.3f}" for column, value in figures.items())
+            if printed:
+                table.rows.append([row["paper"], row["row"], which, printed, row["reason"]])
     return table
 
 
@@ -64,6 +78,7 @@ def page(params: Params, out: Path) -> str:
         "runs": [about(name, params, out) for name in names],
         "comparison": _comparison(names, params, out),
         "reproduction": _reproduction(found),
+        "untrained": _untrained(params),
     }
     return environment.get_template("report.html.j2").render(values)
 

@@ -1,6 +1,7 @@
 """The papers' figures beside ours: printed value, what it really measures, ours with its interval, and why they differ.
 
-The printed tables and their decoding are data, in paper_figures.yaml; nothing here knows a number of a paper.
+The printed tables and their decoding are data, one file a paper in ``paper_figures``; nothing here knows a number of a
+paper. docs/evaluation.md describes the files.
 """
 
 from __future__ import annotations
@@ -12,25 +13,28 @@ from typing import Any
 
 import yaml
 
-FIGURES = Path(__file__).with_name("paper_figures.yaml")
+from chestflow.evaluation.intervals import wilson
+
+FIGURES = Path(__file__).with_name("paper_figures")
 #: The only cuts at which paper 004 gives figures by ratio group.
 PAPER_CUTS = [0.005, 0.03]
 
 
 @cache
 def paper_figures() -> dict[str, Any]:
-    """The printed tables by method; see the file's comments."""
-    tables: dict[str, Any] = yaml.safe_load(FIGURES.read_text())
-    return tables
+    """The printed tables by the key of the paper's method; see the files' comments."""
+    return {path.stem: yaml.safe_load(path.read_text()) for path in sorted(FIGURES.glob("*.yaml"))}
 
 
 def implied(sensitivity: float, specificity: float, positives: int, negatives: int) -> dict[str, float]:
-    """Accuracy, precision and F1 that a sensitivity and a specificity imply at given counts."""
+    """Accuracy, precision and both classes' F1 that a sensitivity and a specificity imply at given counts."""
     tp, fp = sensitivity * positives, (1 - specificity) * negatives
+    tn, fn = negatives - fp, positives - tp
     return {
         "implied_acc": (tp + specificity * negatives) / (positives + negatives),
         "implied_precision": tp / (tp + fp) if tp + fp else math.nan,
         "implied_f1": 2 * tp / (tp + fp + positives) if tp + fp + positives else math.nan,
+        "implied_f1_negative": 2 * tn / (2 * tn + fp + fn) if tn + fp + fn else math.nan,
     }
 
 
@@ -45,27 +49,86 @@ def why_not_comparable(table: dict[str, Any], params: Any, evaluation: dict[str,
     return f"{reason}; profile {params.profile}"
 
 
-def _matches(match: dict[str, Any], name: str, params: Any) -> bool:
+def matches(match: dict[str, Any] | None, key: str, name: str, params: Any) -> bool:
+    """Whether a run or ensemble is what a printed row is about.
+
+    Args:
+        match: the row's; None where no entry can be it. ``networks`` names the plain networks whose mean an ensemble
+            is, ``ensemble: dual`` the dual-sampling blend; else ``method`` (the paper's own by default), ``clahe``
+            (of the recipe) and values of the run's config, all of which must agree.
+        key: of the paper's own method.
+        name: of the run or ensemble.
+        params: the checked parameters.
+    """
+    if match is None:
+        return False
     if name in params.ensembles:
-        return bool(match.get("ensemble", False))
-    config = params.runs[name].config
+        members = getattr(params.ensembles[name], "members", None)
+        if members is None:
+            return match.get("ensemble") == "dual"
+        networks = sorted(str(params.runs[member].config.get("network")) for member in members)
+        return "networks" in match and networks == sorted(match["networks"])
+    if "ensemble" in match or "networks" in match:
+        return False
+    run = params.runs[name]
+    wanted = {k: v for k, v in match.items() if k not in ("method", "clahe")}
+    if run.method != match.get("method", key):
+        return False
+    if "clahe" in match and match["clahe"] != (params.recipes[run.recipe].clahe is not None):
+        return False
     # A key that the config does not hold is not known to agree.
-    return not match.get("ensemble") and all(key in config and config[key] == want for key, want in match.items())
+    return all(k in run.config and _plain(run.config[k]) == _plain(want) for k, want in wanted.items())
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _comparable_sets(table: dict[str, Any], cohort: str, classes: int) -> dict[str, dict[str, Any]]:
+    """The paper's data sets that our figures may stand beside: the cohort's own, else those of as many classes."""
+    sets: dict[str, dict[str, Any]] = table.get("sets") or {"test": {}}
+    own = {name: about for name, about in sets.items() if about.get("cohort") == cohort}
+    return own or {name: about for name, about in sets.items() if about.get("classes", classes) == classes}
+
+
+def _printed(row: dict[str, Any], which: str, table: dict[str, Any]) -> dict[str, float]:
+    values = {k: v for k, v in row.get(which, row).items() if k in table["columns"]}
+    if "positives" in table:
+        values |= implied(values["sens"], values["spec"], table["positives"], table["negatives"])
+    return values
+
+
+def _interval(value: float, column: str, about: dict[str, Any]) -> dict[str, Any]:
+    """The printed figure, with Wilson's interval where it is a share of a known number of images."""
+    if "trials" not in about or column not in about.get("of", [column]):
+        return {"value": value, "lo": None, "hi": None}
+    found = wilson(round(value * about["trials"]), about["trials"])
+    return {"value": value, "lo": found.lo, "hi": found.hi}
+
+
+def _ours(meaning: dict[str, Any], evaluation: dict[str, Any], unit: str) -> dict[str, Any] | None:
+    if meaning["metric"] is None:
+        return None
+    if "of" not in meaning:
+        found: dict[str, Any] | None = evaluation["metrics"][unit].get(meaning["metric"])
+        return found
+    return evaluation["per_class"][unit].get(meaning["of"], {}).get(meaning["metric"])
 
 
 def _row(
-    about: dict[str, Any], column: str, meaning: dict[str, Any], printed: float, ours: dict | None
+    about: dict[str, Any], column: str, meaning: dict[str, Any], printed: dict[str, Any], ours: dict | None
 ) -> dict[str, Any]:
     value = ours["value"] if ours else None
     known = value is not None and not math.isnan(value)
     return {
-        **about, "column": column, "means": meaning["means"], "metric": meaning["metric"], "paper_value": printed,
-        "ours": ours, "difference": value - printed if known and value is not None else None,
+        **about, "column": column, "means": meaning["means"], "metric": meaning["metric"],
+        "paper_value": printed["value"], "paper_lo": printed["lo"], "paper_hi": printed["hi"],
+        "ours": ours, "difference": value - printed["value"] if known and value is not None else None,
     }  # fmt: skip
 
 
 def rows(name: str, params: Any, evaluation: dict[str, Any]) -> list[dict[str, Any]]:
-    """Every printed figure of the rows that a run or ensemble corresponds to, with ours beside it.
+    """Every printed figure of the rows, of any paper, that a run or ensemble corresponds to, with ours beside it.
 
     Args:
         name: of the run or ensemble.
@@ -75,32 +138,32 @@ def rows(name: str, params: Any, evaluation: dict[str, Any]) -> list[dict[str, A
     Returns:
         Dicts with ``name, paper, row, set`` (the paper's part of the data), ``group`` (infection ratio, or null),
         ``column`` (as printed), ``means``, ``metric`` (ours; null where nothing measures the same), ``paper_value``,
-        ``ours`` (value, lo, hi, …; null without a metric), ``difference`` (ours minus the paper's) and ``reason``, why
-        the two are not comparable. Empty for a method or setting that no paper reports.
+        ``paper_lo``, ``paper_hi`` (Wilson, null unless the figure is a share of a known number of images), ``ours``
+        (value, lo, hi, …; null without a metric), ``difference`` (ours minus the paper's) and ``reason``, why the two
+        are not comparable. Empty for a method or setting that no paper reports.
     """
-    table = paper_figures().get(evaluation["method"])
-    if table is None:
-        return []
     found: list[dict[str, Any]] = []
-    metrics = evaluation["metrics"][table["unit"]]
-    for label, printed in table["rows"].items():
-        if not _matches(printed["match"], name, params):
-            continue
-        about = {"name": name, "paper": table["paper"], "row": label, "group": None}
-        sets = {s: printed[s] for s in ("tv", "test") if s in printed} or {"test": printed}
-        for which, values in sets.items():
-            values = {k: v for k, v in values.items() if k in table["columns"]}
-            if "positives" in table:
-                values |= implied(values["sens"], values["spec"], table["positives"], table["negatives"])
-            for column, value in values.items():
-                meaning = dict(table["columns"][column])
-                if column in printed.get("undecoded", ()):
-                    meaning |= {"metric": None, "means": "follows no rule that could be found"}
-                ours = metrics[meaning["metric"]] if meaning["metric"] else None
-                found.append(_row({**about, "set": which}, column, meaning, value, ours))
-        found += _groups(about, printed, table, params, evaluation)
-    reason = why_not_comparable(table, params, evaluation)
-    return [{**row, "reason": reason} for row in found]
+    cohort = params.tasks[evaluation["task"]].cohort
+    for key, table in paper_figures().items():
+        reason = why_not_comparable(table, params, evaluation)
+        for label, printed in table["rows"].items():
+            if not matches(printed.get("match"), key, name, params):
+                continue
+            about = {"name": name, "paper": table["paper"], "row": label, "group": None, "reason": reason}
+            for which, data in _comparable_sets(table, cohort, len(evaluation["classes"])).items():
+                for column, value in _printed(printed, which, table).items():
+                    meaning = dict(table["columns"][column])
+                    if column in _undecoded(printed, which):
+                        meaning |= {"metric": None, "means": "follows no rule that could be found"}
+                    ours = _ours(meaning, evaluation, table["unit"])
+                    found.append(_row({**about, "set": which}, column, meaning, _interval(value, column, data), ours))
+            found += _groups(about, printed, table, params, evaluation)
+    return found
+
+
+def _undecoded(printed: dict[str, Any], which: str) -> list[str]:
+    marked = printed.get("undecoded", [])
+    return list(marked.get(which, []) if isinstance(marked, dict) else marked)
 
 
 def _groups(
@@ -116,5 +179,30 @@ def _groups(
             meaning = table["columns"][column]
             for value, group in zip(values, ours, strict=True):
                 where = {**about, "set": which, "group": group["group"]}
-                found.append(_row(where, column, meaning, value, group["metrics"][meaning["metric"]]))
+                plain = {"value": value, "lo": None, "hi": None}
+                found.append(_row(where, column, meaning, plain, group["metrics"][meaning["metric"]]))
+    return found
+
+
+def untrained(params: Any) -> list[dict[str, Any]]:
+    """The printed rows that nothing in this profile stands for, of each paper whose own method is trained here.
+
+    Returns:
+        Dicts with ``paper, row, figures`` (set -> column -> printed value) and ``reason``.
+    """
+    names = [*params.runs, *params.ensembles]
+    methods = {run.method for run in params.runs.values()}
+    found = []
+    for key, table in paper_figures().items():
+        if key not in methods:
+            continue
+        for label, printed in table["rows"].items():
+            if any(matches(printed.get("match"), key, name, params) for name in names):
+                continue
+            sets = table.get("sets") or {"test": {}}
+            found.append({
+                "paper": table["paper"], "row": label,
+                "figures": {which: _printed(printed, which, table) for which in sets},
+                "reason": printed.get("not_trained", "no run of this profile has this configuration"),
+            })  # fmt: skip
     return found

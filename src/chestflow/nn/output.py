@@ -17,12 +17,16 @@ class Output:
         features: last spatial feature map, (B, F, H, W) or (B, F, D, H, W); Grad-CAM differentiates by it.
         attention: map the network itself makes, (B, 1, h, w) or (B, 1, d, h, w), non-negative; None if it has none.
         embedding: (B, E) vector before the classifier; the distance to it tells unusual inputs.
+        maps: (B, M, h, w), non-negative, the attention maps of a network that makes several; None if it makes none.
+        projection: (B, P) unit rows that a contrastive loss compares; None outside of a contrastive phase.
     """
 
     logits: Tensor
     features: Tensor | None = None
     attention: Tensor | None = None
     embedding: Tensor | None = None
+    maps: Tensor | None = None
+    projection: Tensor | None = None
 
 
 def class_logits(logits: Tensor) -> Tensor:

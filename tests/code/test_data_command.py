@@ -19,6 +19,8 @@ from chestflow.config import Params
 from chestflow.data import exposure, placing
 from chestflow.data.identity import keyed_id
 from chestflow.data.ingest import ingest
+from chestflow.data.sources.base import names
+from chestflow.data.sources.unsupported import SETS
 from chestflow.errors import DataError, TrackingError, one_line_errors
 from tests.code.image_files import chest, cohen_metadata, darkcovid, write_series
 
@@ -140,10 +142,16 @@ def test_dvc_sees_a_set_under_the_projects_own_gitignore(project: Path, reposito
 
 def test_list_and_locate(project: Path) -> None:
     darkcovid(project / "data" / "darkcovid")
-    lines = {line.split()[0]: line for line in call("list").splitlines()}
+    said = call("list")
+    lines = {line.split()[0]: line for line in said.splitlines() if line.strip()}
     assert lines["darkcovid"].split()[1] == "yes"
     assert lines["covid_ct_md"].split()[1] == "no"
     assert "305" in lines["covid_ct_md"]
+    assert "covid19 169" in lines["covid_ct_md"]
+    readable, wanted = said.split("Not supported yet:")
+    assert set(names()) <= set(readable.split())
+    assert {item.name for item in SETS} <= set(wanted.split()) - set(names())
+    assert all(item.reason in wanted for item in SETS)
     key = "X-Ray Image DataSet/Covid-19/case-1.png"
     assert call("locate", keyed_id("darkcovid", "image", key, "chestflow")).strip() == f"data/darkcovid/{key}"
 

@@ -82,7 +82,7 @@ FIRING = {
     "class_in_one_source": (dataset(many("normal", 20) + many("covid19", 20, source="beta")), "comes from beta"),
     "children_only_among_negatives": (
         dataset(mixed(age=40.0) + many("normal", 6, age=4.0)),
-        "6 images are of children",
+        "6 images of the other classes are of children",
     ),
 }
 

@@ -52,25 +52,45 @@ def add(
 
 @data.command("list")
 def list_sets() -> None:
-    """List the sets that can be read, what is known of them, and which are here."""
+    """List the sets that can be read, what is known of them, and which are here; then those that cannot be read yet."""
     import pandas as pd
 
     from chestflow.data.sources.base import get, names
+    from chestflow.data.sources.unsupported import SETS
 
-    table = pd.DataFrame(
+    known = pd.DataFrame(
         [
             {
                 "set": info.name,
                 "here": "yes" if (DATA / info.name).is_dir() else "no",
                 "modality": "+".join(info.modalities),
                 "published": sum(info.published_counts.values()) or "not stated",
+                "classes": ", ".join(
+                    f"{label} {info.published_counts[label]}" if label in info.published_counts else label
+                    for label in info.classes
+                ),
                 "licence": info.licence,
                 "source": info.link,
             }
             for info in (get(name).INFO for name in names())
         ]
     )
-    print(table.to_string(index=False))
+    print(known.to_string(index=False))
+    print("\nNot supported yet:")
+    wanted = pd.DataFrame(
+        [
+            {
+                "set": wanted.name,
+                "modality": "+".join(wanted.modalities),
+                "classes": ", ".join(wanted.classes),
+                "licence": wanted.licence,
+                "source": wanted.link,
+                "reason": wanted.reason,
+            }
+            for wanted in SETS
+        ]
+    )
+    print(wanted.to_string(index=False))
 
 
 @data.command("ensure")

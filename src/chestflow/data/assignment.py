@@ -54,3 +54,35 @@ def share_of(labels: NDArray[Any], groups: NDArray[Any], share: float, seed: int
     if fraction >= 1:
         return np.ones(len(labels), bool)
     return folds(labels, groups, fraction.denominator, seed) < fraction.numerator
+
+
+def whole_groups(sizes: NDArray[np.intp], target: int, seed: int) -> NDArray[np.bool_]:
+    """Choose groups whose sizes add to ``target``, or where none do, to the most below it (a subset sum, exact).
+
+    The groups are shuffled, and the first of them by which the number can be met are used, so that a large choice costs
+    no more than it needs.
+
+    Args:
+        sizes: (G,) of the groups, at least 1 each.
+        target: images.
+        seed: of the order; the same groups, in the same order, give the same choice.
+
+    Returns:
+        (G,) which groups are chosen.
+    """
+    chosen = np.zeros(len(sizes), bool)
+    order = np.random.default_rng(seed).permutation(len(sizes))
+    # Bit s of an integer says that the groups so far can add to s.
+    within = (1 << (target + 1)) - 1
+    reachable = [1]
+    for group in order:
+        reachable.append((reachable[-1] | reachable[-1] << int(sizes[group])) & within)
+        if reachable[-1] >> target:
+            break
+    total = reachable[-1].bit_length() - 1
+    for place in range(len(reachable) - 1, 0, -1):
+        if not reachable[place - 1] >> total & 1:
+            group = order[place - 1]
+            chosen[group] = True
+            total -= int(sizes[group])
+    return chosen

@@ -17,6 +17,7 @@ from chestflow.data.manifest import POSITIVE
 BROADER: dict[str, frozenset[str]] = {
     "pneumonia": frozenset({"bacterial_pneumonia", "viral_pneumonia", "cap"}),
     "cap": frozenset({"bacterial_pneumonia", "viral_pneumonia", "pneumonia"}),
+    "non_covid": frozenset({"normal", "bacterial_pneumonia", "viral_pneumonia", "pneumonia", "cap", "other_infection"}),
 }
 MISSING_PATIENTS = 0.05
 REJECTED = 0.02

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,10 +10,10 @@ import numpy as np
 
 from chestflow.data.hashing import phash, sha256_files
 from chestflow.data.identity import keyed_id
-from chestflow.data.sources.base import Row, SourceInfo
+from chestflow.data.sources.base import Box, Row, SourceInfo
 from chestflow.files import sha256_file
 from chestflow.imaging.images import Radiograph, Unreadable, Volume
-from chestflow.imaging.read import kind, read_mask, read_radiograph, read_volume
+from chestflow.imaging.read import OVERHANG, kind, read_mask, read_radiograph, read_volume
 
 #: Ages above this are stored as 90: higher ones can single out a person.
 OLDEST = 89.0
@@ -94,6 +95,10 @@ def _examine(task: Task) -> tuple[Record, list[Fault]]:
     del image
     record |= _from_header(task)
     faults: list[Fault] = []
+    record["boxes"] = None if row.boxes is None else [list(box) for box in row.boxes]
+    if row.boxes and (fault := _box_fault(row.boxes, shape)):
+        faults.append(fault)
+        record["boxes"] = None
     for column, references in (("lung_mask", row.lung_mask), ("infection_mask", row.infection_mask)):
         record[column] = list(references) or None
         if references and (fault := _mask_fault(references, shape, column)):
@@ -137,6 +142,17 @@ def years(text: str | None) -> float | None:
     if not text or text[-1] not in _UNITS_A_YEAR or not text[:-1].isdigit():
         return None
     return round(int(text[:-1]) / _UNITS_A_YEAR[text[-1]], 2)
+
+
+def _box_fault(boxes: Sequence[Box], shape: tuple[int, ...]) -> Fault | None:
+    """Why boxes cannot be used: one of them is empty or lies beyond the picture."""
+    height, width = shape[-2:]
+    for x, y, across, down in boxes:
+        beyond = min(x, y) < -OVERHANG or x + across > width + OVERHANG or y + down > height + OVERHANG
+        if beyond or not (across > 0 and down > 0):
+            place = f"{across:g} x {down:g} at ({x:g}, {y:g})"
+            return "mask_size", f"box: {place} in a picture of {width} x {height}; the image is kept without its boxes"
+    return None
 
 
 def _mask_fault(references: tuple[str, ...], shape: tuple[int, ...], column: str) -> Fault | None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
+from chestflow.data.roles import members_of
+
 if TYPE_CHECKING:
     from chestflow.config import Cohort, Task, Validation
     from chestflow.data.same_picture import Pairs
@@ -72,9 +74,8 @@ class Dataset:
     def members(self, cohort: str, external: bool = False) -> pd.DataFrame:
         """The labelled rows of a cohort, of the sets that it trains on, or of its external ones."""
         about = self.cohorts[cohort]
-        rows = self.manifest[self.manifest["source"].isin(about.external if external else about.sets)]
-        rows = rows[(rows["modality"] == about.modality) & rows["label"].notna()]
-        return rows if about.labels is None else rows[rows["label"].isin(about.labels)]
+        rows = members_of(self.manifest, about, in_order=False)
+        return rows[rows["source"].isin(about.external if external else about.sets) & rows["label"].notna()]
 
     def classes(self, task: str) -> pd.DataFrame:
         """The rows that a task takes from the sets its cohort trains on, with their class in a column ``class``."""

@@ -75,7 +75,7 @@ def to_record(task: Task, source: str, found: Record) -> Record:
         "sex": sex if sex in ("F", "M") else None,
         "age": None if age is None else (90.0 if age > OLDEST else float(age)),
         "site": row.site,
-        "boxes": None if row.boxes is None else [list(box) for box in row.boxes],
+        "severity": row.severity,
         "official_split": row.official_split,
         "licence": task.licence,
         "commercial_use": task.commercial_use,

@@ -46,6 +46,7 @@ COLUMNS: dict[str, str] = {
     "lung_mask": "object",
     "infection_mask": "object",
     "boxes": "object",
+    "severity": "Float64",  # Brixia score, 0 to 18; null where nobody scored the image
     "official_split": "str",  # train | tune | test | null
     "licence": "str",
     "commercial_use": "boolean",  # whether the stated licence allows it; null where none is stated

@@ -14,11 +14,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from chestflow.data import keeping
 from chestflow.data.packing import Item, Target, pack_one
 from chestflow.errors import DataError
 from chestflow.files import read_parquet, write_json, write_parquet
 from chestflow.parallel import ordered_map
 from chestflow.segmentation import masks as mask_files
+
+#: Highest share of images that may come out blank because their lungs are unknown.
+MOST_BLANK = 0.05
 
 
 def build(
@@ -38,13 +42,19 @@ def build(
         workers: processes; None takes one per core.
 
     Raises:
-        DataError: no image of the modality, an image that cannot be read (named by its image_id), or too little disk.
+        DataError: no image of the modality, an image that cannot be read (named by its image_id), too little disk, or
+            too many images without the lungs that the recipe's ``keep`` needs; the few others are blank, and their
+            ``kept`` in the index is 0.
     """
     rows = manifest[manifest["modality"] == recipe["modality"]].sort_values("image_id", ignore_index=True)
     if rows.empty:
         raise DataError(
             f"no {recipe['modality']} in the manifest: choose other sets, or drop the recipe that asks for it"
         )
+    index = _known(
+        pd.DataFrame({"row": range(len(rows)), "image_id": rows["image_id"]}), masks.parent / "ratio.parquet"
+    )
+    _require_lungs(index, recipe)
     items = [
         Item(row, image_id, path, mask_files.find(masks, image_id))
         for row, (image_id, path) in enumerate(zip(rows["image_id"], rows["path"], strict=True))
@@ -62,9 +72,7 @@ def build(
             _create(partial_folder / "masks.npy", shape, np.dtype(np.uint8)),
         )
         geometry = list(ordered_map(partial(pack_one, recipe=recipe, target=target), items, workers))
-        index = pd.DataFrame({"row": range(len(items)), "image_id": rows["image_id"]})
-        index = pd.concat([_known(index, masks.parent / "ratio.parquet"), pd.DataFrame(geometry)], axis=1)
-        write_parquet(partial_folder / "index.parquet", index)
+        write_parquet(partial_folder / "index.parquet", pd.concat([index, pd.DataFrame(geometry)], axis=1))
         write_json(partial_folder / "recipe.json", recipe)
         if out.exists():
             shutil.rmtree(out)
@@ -81,6 +89,16 @@ def _known(index: pd.DataFrame, ratio: Path) -> pd.DataFrame:
         lost = index.loc[index["has_lung"].isna(), "image_id"].iloc[0]
         raise DataError(f"image {lost} is not in {ratio.name}: run the stage `segment` again")
     return index.astype({"has_lung": bool, "has_infection": bool})
+
+
+def _require_lungs(index: pd.DataFrame, recipe: dict[str, Any]) -> None:
+    """Refuse a recipe that would blank more than a few pictures: being blank could come to stand for a class."""
+    keep, without = recipe.get("keep", "all"), int((~index["has_lung"]).sum())
+    if keep in keeping.NEED_LUNGS and without > MOST_BLANK * len(index):
+        raise DataError(
+            f"keep: {keep} needs lungs, and {without} of {len(index)} images have no lung mask: name sets that give"
+            " lung masks in segment.cxr_lungs.sets, or use keep: border"
+        )
 
 
 def _require_space(folder: Path, needed: int) -> None:

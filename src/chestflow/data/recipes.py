@@ -1,6 +1,7 @@
 """What a recipe does to one image or volume and its masks: pure functions from original grid to packed grid, and back.
 
 Images: resize (area average when shrinking, linear when enlarging), then CLAHE (the order of paper 001's code), uint8.
+What ``keep`` removes is black before CLAHE sees it, so that its histograms carry nothing of it into what stays.
 Volumes (paper 004, section II-A): the grid of ``spacing_mm``, shrunk by one common factor
 ``f = min(max_downscale, D/z, H/y, W/x)`` so that the lungs keep their shape, padded with air to the recipe's size; HU
 as int16. The two steps are one resampling, so that nothing is blurred twice. Masks follow by nearest neighbour and
@@ -16,6 +17,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from chestflow.data import keeping
 from chestflow.errors import DataError
 
 if TYPE_CHECKING:
@@ -25,6 +27,9 @@ if TYPE_CHECKING:
 PAD_HU = -2048
 #: Highest HU kept; metal and faulty headers go far beyond and would bleed into their neighbours when averaged.
 TOP_HU = 3071
+
+#: Bit of the lungs in a mask (see :mod:`chestflow.segmentation.masks`).
+LUNG = 1
 
 AXES = ("z", "y", "x")
 STARTS = {"z": "front", "y": "top", "x": "left"}
@@ -45,7 +50,8 @@ def apply(
 
     Returns:
         (H, W) uint8 in [0, 255] or (D, H, W) int16 HU; the masks on the same grid, or None; and the geometry that
-        :func:`restore` needs, with ``spacing_<axis>`` of the result in mm (NaN where the source states none).
+        :func:`restore` needs, with ``spacing_<axis>`` of the result in mm (NaN where the source states none) and
+        ``kept``, the share of the content that ``keep`` left: 0 where it needs lungs and none are known.
 
     Raises:
         DataError: the masks have another size than the image, or the recipe is for another kind of image.
@@ -61,29 +67,48 @@ def apply(
     resized: NDArray
     if volume:
         content = volume_content(source.shape, spacing, size, recipe["spacing_mm"], recipe["max_downscale"])
-        resized = np.rint(resample(np.clip(source, PAD_HU, TOP_HU), content)).astype(np.int16)
     else:
         content = image_content(source.shape, size, recipe["keep_aspect"])
-        resized = _picture(image, content, recipe["clahe"])
+    content_masks = None if masks is None else nearest(masks, content)
+    lung = None if content_masks is None else (content_masks & LUNG) > 0
+    kept = keeping.region(recipe.get("keep", "all"), content, lung)
+    if volume:
+        resized = np.rint(resample(np.clip(source, PAD_HU, TOP_HU), content)).astype(np.int16)
+        resized[~kept] = PAD_HU
+    else:
+        resized = equalised(grey(image, content), recipe["clahe"], kept)
     starts = tuple((whole - part) // 2 for whole, part in zip(size, content, strict=True))
     place = tuple(slice(start, start + part) for start, part in zip(starts, content, strict=True))
     packed = resized if content == size else np.full(size, PAD_HU if volume else 0, dtype=resized.dtype)
     if content != size:
         packed[place] = resized
     packed_masks = None
-    if masks is not None:
+    if content_masks is not None:
         packed_masks = np.zeros(size, dtype=np.uint8)
-        packed_masks[place] = nearest(masks, content)
-    return packed, packed_masks, _geometry(source.shape, content, starts, spacing)
+        packed_masks[place] = content_masks
+    geometry = _geometry(source.shape, content, starts, spacing)
+    return packed, packed_masks, {**geometry, "kept": float(kept.mean())}
 
 
-def _picture(image: Any, content: tuple[int, ...], clahe_settings: dict[str, Any] | None) -> NDArray[np.uint8]:
-    """Resize at the source's own depth, then quantise, then equalise."""
+def grey(image: Any, content: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Resize a Radiograph at its own depth, then quantise: 16 bits are averaged before they become 8."""
+    pixels: NDArray[np.uint8] = replace(image, pixels=resize_plane(image.pixels, content)).uint8()
+    return pixels
+
+
+def equalised(
+    pixels: NDArray[np.uint8], clahe_settings: dict[str, Any] | None, kept: NDArray[np.bool_]
+) -> NDArray[np.uint8]:
+    """What is kept of (H, W), the rest black, equalised; before padding, since bars must not enter the histograms."""
     from chestflow.imaging.intensity import clahe
 
-    # 16 bits are averaged before they become 8; equalised before padding, since bars must not enter the histograms
-    pixels = replace(image, pixels=resize_plane(image.pixels, content)).uint8()
-    return pixels if clahe_settings is None else clahe(pixels, clahe_settings["clip"], clahe_settings["tiles"])
+    whole = bool(kept.all())
+    if not whole:
+        pixels = np.where(kept, pixels, np.uint8(0))
+    if clahe_settings is not None:
+        pixels = clahe(pixels, clahe_settings["clip"], clahe_settings["tiles"])
+    # CLAHE lifts a black hole by as much as its tile is flat
+    return pixels if whole else np.where(kept, pixels, np.uint8(0))
 
 
 def image_content(shape: tuple[int, ...], size: tuple[int, ...], keep_aspect: bool) -> tuple[int, ...]:

@@ -15,14 +15,31 @@ SIDES = ROLES[:-1]
 NAMED = 20  # conflicting groups that the report lists; all are counted
 
 
-def members_of(manifest: pd.DataFrame, cohort: Cohort) -> pd.DataFrame:
-    """The rows of a cohort, sorted by image_id: its sets, modality and labels; unlabelled ones stay."""
+def members_of(manifest: pd.DataFrame, cohort: Cohort, *, in_order: bool = True) -> pd.DataFrame:
+    """The rows of a cohort: its sets, modality, views and labels, whatever their number.
+
+    Unlabelled ones stay, but for the sets of which the cohort takes named labels alone.
+
+    Args:
+        manifest: all images.
+        cohort: what takes part.
+        in_order: sort by image_id and number anew; False keeps the manifest's order and index.
+    """
     rows = manifest[
         manifest["source"].isin([*cohort.sets, *cohort.external]) & (manifest["modality"] == cohort.modality)
     ]
     if cohort.labels is not None:
         rows = rows[rows["label"].isin(cohort.labels) | rows["label"].isna()]
-    return rows.sort_values("image_id", ignore_index=True)
+    if cohort.views is not None:
+        rows = rows[rows["view"].isin(cohort.views) | rows["view"].isna()]
+    if not cohort.official_test:
+        rows = rows.assign(official_split=rows["official_split"].mask(rows["official_split"].notna()))
+    if cohort.annotated:
+        marked = rows["infection_mask"].map(_known) | rows["boxes"].map(_known)
+        rows = rows[marked | ~rows["source"].isin(cohort.annotated)]
+    for source, labels in cohort.take.items():
+        rows = rows[(rows["source"] != source) | rows["label"].isin(list(labels))]
+    return rows.sort_values("image_id", ignore_index=True) if in_order else rows
 
 
 def fixed_roles(rows: pd.DataFrame, cohort: Cohort) -> tuple[pd.Series, pd.Series, dict[str, Any]]:

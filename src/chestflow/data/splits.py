@@ -1,8 +1,9 @@
 """Stage split: each cohort's images in roles, fold by fold, so that no group of images stands on two sides.
 
 With k folds, test is fold f, and tune a stratified, grouped share of the rest. With an official test set that is test
-in every fold, and fold f is tune, whose predictions are then the out-of-fold ones. External sets are tested on and
-never trained on; what is in a group with one of their images is excluded, and counted.
+in every fold, and fold f is tune, whose predictions are then the out-of-fold ones; a cohort may move more images to it.
+External sets are tested on and never trained on; what is in a group with one of their images is excluded, and counted.
+A cohort may take given numbers of images from its sets: what it does not take has no role in it.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from chestflow.data.assignment import folds, share_of, stream
+from chestflow.data.covidx_tests import moved_to_test
 from chestflow.data.groups import Groups, group_images
 from chestflow.data.roles import fixed_roles, members_of
 from chestflow.data.same_picture import Thumbnails
+from chestflow.data.taking import shortfalls, take
 from chestflow.errors import DataError
 from chestflow.files import read_parquet, write_json, write_parquet
 
@@ -39,7 +42,7 @@ def make_splits(
 
     Args:
         manifest: all images, in any order: the order does not change the result.
-        cohorts: name -> sets, modality, labels and external sets.
+        cohorts: name -> sets, modality, labels, external sets, and what is taken from the sets or moved to the test.
         split: number of folds, tune's share, and what counts as the same picture.
         seed: of the folds; each cohort draws from a stream of its own, so that one more cohort changes no other.
         thumbnails: where thumbnails come from; None reads the files.
@@ -49,7 +52,8 @@ def make_splits(
         The long table of :data:`COLUMNS` (a row per cohort, fold and image), and a report of counts and conflicts.
 
     Raises:
-        DataError: a cohort is empty, has fewer groups than folds, or a role of a fold has no image.
+        DataError: a cohort is empty, has fewer groups than folds, a role of a fold has no image, or no whole groups
+            have the number of images that moves to the test.
     """
     if groups is None:
         groups = group_images(manifest, hamming=split.hamming, correlation=split.correlation, thumbnails=thumbnails)
@@ -67,8 +71,13 @@ def _split_cohort(
     name: str, rows: pd.DataFrame, cohort: Cohort, split: Split, seed: int
 ) -> tuple[pd.DataFrame, dict[str, Any]]:
     fixed, why, conflicts = fixed_roles(rows, cohort)
+    stays, taken = take(rows, cohort, fixed != "excluded", seed=seed, name=name)
+    rows, fixed, why = rows[stays], fixed[stays], why[stays]
+    moved, steps = moved_to_test(rows[fixed.isna()], cohort.moved_to_test, seed=seed, cohort=name)
+    given = bool((fixed == "test").any())
+    fixed[moved] = "test"
     free = rows[fixed.isna()]
-    official = bool((fixed == "test").any())
+    official = given or len(moved) > 0
     labels, names = free["label"].to_numpy(object), free["group_id"].to_numpy(object)
     if len(set(names)) < split.k:
         raise DataError(
@@ -100,10 +109,12 @@ def _split_cohort(
         "images": len(rows),
         "groups": int(rows["group_id"].nunique()),
         "largest_group": int(rows.groupby("group_id").size().max()),
-        "test": "official" if official else "folds",
+        "test": "official" if given else "moved" if official else "folds",
         "official_images": {str(k): int(v) for k, v in rows.groupby("official_split").size().items()},
         "excluded": {reason: int(count) for reason, count in why.dropna().groupby(why.dropna()).size().items()},
         "conflicts": conflicts,
+        "taken": taken,
+        "moved_to_test": steps,
         "folds": [_count(table[table["fold"] == fold], rows) for fold in range(split.k)],
     }
     about["warnings"] = _warnings(name, about, rows)
@@ -125,7 +136,7 @@ def _count(table: pd.DataFrame, rows: pd.DataFrame) -> dict[str, Any]:
 
 
 def _warnings(name: str, about: dict[str, Any], rows: pd.DataFrame) -> list[str]:
-    said = []
+    said = shortfalls(name, about["taken"])
     if about["conflicts"]["groups"]:
         said.append(
             f"Cohort {name}: {about['conflicts']['groups']} groups stand on two sides of the official split;"

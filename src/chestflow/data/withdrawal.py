@@ -63,8 +63,10 @@ def _kept(file: Path, table: Table, source: str, patient: str, rows: Iterable[Ro
     """A table's text without the lines about a patient, and how many there were."""
     if not file.is_file():
         return "", 0
-    stems = {Path(row.key).stem for row in rows}
+    keys = {row.key for row in rows}
     text = file.read_text(encoding="utf-8", errors="surrogateescape")
+    if table.columns:
+        return _kept_lines(text, table, keys)
     reader = csv.reader(io.StringIO(text, newline=""))
     header = next(reader, [])
     columns = {name: place for place, name in enumerate(header)}
@@ -76,11 +78,30 @@ def _kept(file: Path, table: Table, source: str, patient: str, rows: Iterable[Ro
         value = {name: line[place] for name, place in columns.items() if place < len(line)}
         name = value.get(table.patient or "", "")
         same = bool(name) and keyed_id(table.patients_of or source, "patient", name.strip(), id_key) == patient
-        if same or Path(value.get(table.image, "")).stem in stems - {""}:
+        if same or _names(value.get(table.image, ""), keys, table.exact):
             removed += 1
         else:
             writer.writerow(line)
     return out.getvalue(), removed
+
+
+def _kept_lines(text: str, table: Table, keys: set[str]) -> tuple[str, int]:
+    """The same of a list without a header, whose lines are dropped by the files that they name."""
+    lines = text.splitlines(keepends=True)
+    place = table.columns.index(table.image)
+    kept = [
+        line for line in lines if len(parts := line.split()) <= place or not _names(parts[place], keys, table.exact)
+    ]
+    return "".join(kept), len(lines) - len(kept)
+
+
+def _names(image: str, keys: set[str], exact: bool) -> bool:
+    """Whether a table's entry names one of the files: by its path as far as it is given, or by its stem alone."""
+    if not image:
+        return False
+    if exact:
+        return any(f"/{key}".endswith(f"/{image}") or f"/{image}".endswith(f"/{key}") for key in keys)
+    return Path(image).stem in {Path(key).stem for key in keys} - {""}
 
 
 def remove(holding: Holding, patient: str, id_key: str) -> int:
@@ -95,7 +116,7 @@ def remove(holding: Holding, patient: str, id_key: str) -> int:
     files = 0
     for row in holding.rows:
         masks = [parse_mask_reference(reference)[0] for reference in (*row.lung_mask, *row.infection_mask)]
-        for path in (row.path, *masks):
+        for path in (row.path, *masks, *row.companions):
             if path.is_dir() and not path.is_symlink():
                 files += sum(1 for file in path.rglob("*") if file.is_file())
                 shutil.rmtree(path)

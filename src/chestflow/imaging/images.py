@@ -18,6 +18,8 @@ from chestflow.errors import DataError
 #: reason -> what it means; the vocabulary of `rejects.csv`.
 REASONS: dict[str, str] = {
     "missing_file": "the set lists it, but the file is not there",
+    "listed_twice": "the set lists the same file more than once, and an earlier line counts",
+    "derived_copy": "an augmented copy of another image of the set",
     "zero_size": "the file or the picture in it has no extent",
     "not_an_image": "the content is no PNG, JPEG, DICOM or NIfTI",
     "truncated": "the content ends early or cannot be decoded",

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from chestflow.data.sources.base import parse_mask_reference
+from chestflow.data.sources.base import RESIZED, parse_mask_reference
 from chestflow.imaging.images import REASONS, Radiograph, Unreadable, Volume, library_faults
 
 __all__ = ["REASONS", "Radiograph", "Unreadable", "Volume", "kind", "read_mask", "read_radiograph", "read_volume"]
@@ -107,8 +107,8 @@ def read_mask(paths: Sequence[str | Path], like_shape: tuple[int, ...]) -> NDArr
     """The union of masks on the grid of their image.
 
     Args:
-        paths: mask references as in the manifest: a path, or ``path@top,left`` for a crop that lies there (see
-            :func:`chestflow.data.sources.base.mask_reference`).
+        paths: mask references as in the manifest: a path, ``path@top,left`` for a crop that lies there, or
+            ``path@resized`` (see :func:`chestflow.data.sources.base.mask_reference`).
         like_shape: (H, W) or (D, H, W) of the image, as the readers give it.
 
     Raises:
@@ -118,6 +118,8 @@ def read_mask(paths: Sequence[str | Path], like_shape: tuple[int, ...]) -> NDArr
     for reference in paths:
         path, corner = parse_mask_reference(str(reference))
         inside = _read_one_mask(path)
+        if str(reference).endswith(RESIZED):
+            inside = _resized(inside, like_shape)
         if corner is None:
             if inside.shape != union.shape:
                 raise Unreadable("mask_size", f"the mask is {_size(inside.shape)}, its image {_size(like_shape)}")
@@ -132,6 +134,15 @@ def read_mask(paths: Sequence[str | Path], like_shape: tuple[int, ...]) -> NDArr
         part = union[top:bottom, left:right]
         part |= inside[: part.shape[0], : part.shape[1]]
     return union
+
+
+def _resized(inside: NDArray[np.bool_], like_shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """A mask picture of the full image on the image's grid, by the nearest pixel."""
+    if inside.ndim != 2 or len(like_shape) != 2:
+        raise Unreadable("mask_size", "a mask of another resolution is for pictures only")
+    import cv2
+
+    return cv2.resize(inside.astype(np.uint8), like_shape[::-1], interpolation=cv2.INTER_NEAREST_EXACT) > 0
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -1,19 +1,27 @@
-"""Mask files: one per image on its original grid, bit 1 lung, bit 2 infection; the same mask gives the same bytes."""
+"""Mask files: one per image on its original grid, bit 1 lung, bit 2 infection; the same mask gives the same bytes.
+
+Where a source draws boxes instead of outlines, the infection bit fills them, and ratio.parquet says so.
+"""
 
 from __future__ import annotations
 
 import gzip
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from chestflow.data.sources.base import Box
 from chestflow.errors import DataError
 from chestflow.files import atomic_path
 
 LUNG = np.uint8(1)
 INFECTION = np.uint8(2)
+#: ``infection_from`` of a mask whose infection bit fills the source's boxes.
+BOXES = "boxes"
 
 
 def compose(lung: NDArray[np.bool_] | None, infection: NDArray[np.bool_] | None) -> NDArray[np.uint8] | None:
@@ -25,6 +33,20 @@ def compose(lung: NDArray[np.bool_] | None, infection: NDArray[np.bool_] | None)
     for mask, bit in known:
         bits[mask] |= bit
     return bits
+
+
+def from_boxes(boxes: Sequence[Box], shape: tuple[int, int]) -> NDArray[np.bool_]:
+    """The pixels whose centres lie in one of the boxes.
+
+    Args:
+        boxes: (x, y, width, height) in pixels, from the left and upper edge; what sticks out is cut off.
+        shape: (H, W).
+    """
+    inside = np.zeros(shape, dtype=bool)
+    for x, y, width, height in boxes:
+        left, top, right, bottom = (max(0, math.ceil(edge - 0.5)) for edge in (x, y, x + width, y + height))
+        inside[top:bottom, left:right] = True
+    return inside
 
 
 def find(folder: Path, image_id: str) -> Path | None:

@@ -12,7 +12,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from chestflow.data.recipes import resize_plane
+from chestflow.data.sources.base import Box
 from chestflow.errors import naming_image
+from chestflow.segmentation.masks import BOXES, from_boxes
 
 Mask = NDArray[np.bool_]
 
@@ -26,6 +28,7 @@ class Item:
     path: str
     lung_mask: tuple[str, ...]
     infection_mask: tuple[str, ...]
+    boxes: tuple[Box, ...] = ()
 
 
 def paths(value: Any) -> tuple[str, ...]:
@@ -33,11 +36,20 @@ def paths(value: Any) -> tuple[str, ...]:
     return tuple(value) if isinstance(value, list | tuple | np.ndarray) else ()
 
 
+def boxes_of(value: Any) -> tuple[Box, ...]:
+    """A manifest cell of boxes: lists, arrays after a round trip through parquet, or null."""
+    cells = value if isinstance(value, list | tuple | np.ndarray) else ()
+    return tuple((float(x), float(y), float(width), float(height)) for x, y, width, height in cells)
+
+
 def items_of(manifest: pd.DataFrame) -> list[Item]:
     """Manifest rows in order of image_id."""
-    columns = ["image_id", "modality", "path", "lung_mask", "infection_mask"]
+    columns = ["image_id", "modality", "path", "lung_mask", "infection_mask", "boxes"]
     rows = manifest[columns].sort_values("image_id").itertuples(index=False)
-    return [Item(i, modality, path, paths(lung), paths(infection)) for i, modality, path, lung, infection in rows]
+    return [
+        Item(i, modality, path, paths(lung), paths(infection), boxes_of(boxes))
+        for i, modality, path, lung, infection, boxes in rows
+    ]
 
 
 def from_source(item: Item, shape: tuple[int, ...]) -> Mask | None:
@@ -51,14 +63,30 @@ def from_source(item: Item, shape: tuple[int, ...]) -> Mask | None:
 PROVIDERS: dict[str, Callable[[Item, tuple[int, ...]], Mask | None]] = {"source": from_source}
 
 
-def read_small(item: Item, size: int, provider: str) -> tuple[NDArray[np.uint8], tuple[int, int], Mask | None]:
-    """An X-ray on the network's square, its own shape, and its infection mask; runs in a worker."""
+def infection_of(item: Item, shape: tuple[int, ...], provider: str) -> tuple[Mask | None, str]:
+    """Where the infection lies, and who says so: the provider, else the source's boxes, else nobody (``none``).
+
+    A box holds the infection and more. It shows whether attention points the right way, and stands for no outline: the
+    caller takes no ratio from it and does not count it as an infection mask.
+    """
+    mask = PROVIDERS[provider](item, shape)
+    if mask is not None:
+        return mask, provider
+    if item.boxes and len(shape) == 2:
+        return from_boxes(item.boxes, (shape[0], shape[1])), BOXES
+    return None, "none"
+
+
+def read_small(
+    item: Item, size: int, provider: str
+) -> tuple[NDArray[np.uint8], tuple[int, int], tuple[Mask | None, str]]:
+    """An X-ray on the network's square, its own shape, and :func:`infection_of` it; runs in a worker."""
     from chestflow.imaging.read import read_radiograph
 
     with naming_image(item.image_id, "segmented"):
         pixels = read_radiograph(Path(item.path)).uint8()
         height, width = pixels.shape
-        return resize_plane(pixels, (size, size)), (height, width), PROVIDERS[provider](item, pixels.shape)
+        return resize_plane(pixels, (size, size)), (height, width), infection_of(item, pixels.shape, provider)
 
 
 def read_pair(case: tuple[str, str, tuple[str, ...]], size: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:

@@ -1,7 +1,8 @@
 """Stage segment: lung and infection masks on the original grid, and the infection ratio before any resampling.
 
 Lungs: the source's masks where it gives them (on CT only if asked for), else a threshold on CT volumes and a small
-U-Net on X-rays (:mod:`.fitting` says on which images it may train). Infection: one provider, chosen by name.
+U-Net on X-rays (:mod:`.fitting` says on which images it may train). Infection: one provider, chosen by name, and
+the source's boxes where it knows nothing: those go into the mask file for localisation, and into nothing else.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from chestflow.files import write_json, write_parquet
 from chestflow.parallel import ordered_map
 from chestflow.segmentation import masks as mask_files
 from chestflow.segmentation.lungs import segment_ct
-from chestflow.segmentation.reading import PROVIDERS, Item, Mask, items_of, read_small
+from chestflow.segmentation.reading import Item, Mask, infection_of, items_of, read_small
 
 if TYPE_CHECKING:
     from chestflow.config import Segment
@@ -106,14 +107,14 @@ def _segment_one(item: Item, settings: Segment, folder: Path, provider: str) -> 
             hu, spacing, shape = volume.hu, volume.spacing_mm, volume.hu.shape
         else:
             shape = read_radiograph(Path(item.path)).pixels.shape
-        infection = PROVIDERS[provider](item, shape)
+        infection = infection_of(item, shape, provider)
         lung, lung_from = None, "none"
         if item.lung_mask and (hu is None or settings.ct_prefer_source):
             lung, lung_from = read_mask(item.lung_mask, shape), "source"
         elif hu is not None and spacing is not None:
             lung = segment_ct(hu, spacing, settings.ct_lung_threshold_hu, settings.ct_closing_mm)
             lung_from = "threshold"
-    return _finish(item.image_id, lung, lung_from, infection, provider, spacing, folder)
+    return _finish(item.image_id, lung, lung_from, infection, spacing, folder)
 
 
 def _segment_by_network(
@@ -125,24 +126,25 @@ def _segment_by_network(
     read = ordered_map(partial(read_small, size=fitted.final.size, provider=provider), items, workers)
     for item, (square, shape, infection) in zip(items, read, strict=True):
         lung = outline(probabilities(fitted.for_image(item.image_id), square[None])[0], shape)
-        yield _finish(item.image_id, lung, "unet", infection, provider, None, folder)
+        yield _finish(item.image_id, lung, "unet", infection, None, folder)
 
 
 def _finish(
     image_id: str,
     lung: Mask | None,
     lung_from: str,
-    infection: Mask | None,
-    provider: str,
+    infection_and_origin: tuple[Mask | None, str],
     spacing: tuple[float, float, float] | None,
     folder: Path,
 ) -> dict[str, Any]:
-    """Write the mask file and measure it."""
+    """Write the mask file and measure it; what only boxes show is written and not measured."""
+    marked, infection_from = infection_and_origin
+    infection = None if infection_from == mask_files.BOXES else marked
     if lung is not None and not lung.any():
         lung, lung_from = None, "none"
     if lung is not None and infection is not None and lung_from != "source":
         lung = lung | infection  # an infection lies in the lungs; a dense one looks like chest wall to the segmenters
-    bits = mask_files.compose(lung, infection)
+    bits = mask_files.compose(lung, marked)
     if bits is not None:
         mask_files.write(folder, image_id, bits, spacing)
     inside = int(lung.sum()) if lung is not None else 0
@@ -156,5 +158,5 @@ def _finish(
         "has_lung": lung is not None,
         "has_infection": infection is not None,
         "lung_from": lung_from,
-        "infection_from": provider if infection is not None else "none",
+        "infection_from": infection_from,
     }

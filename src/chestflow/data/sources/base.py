@@ -22,6 +22,9 @@ from typing import Protocol, cast
 
 from chestflow.errors import DataError
 
+#: (x, y, width, height) in pixels, from the left and upper edge.
+Box = tuple[float, float, float, float]
+
 
 @dataclass(frozen=True)
 class SourceInfo:
@@ -35,6 +38,7 @@ class SourceInfo:
     licence: str  # as the source states it; "none stated" where it states none
     commercial_use: bool | None  # None where no licence is stated, or where it differs from image to image
     link: str  # where the set comes from
+    ages: tuple[float, float] | None = None  # years, the youngest and the oldest patient, where its authors say so
 
 
 @dataclass(frozen=True)
@@ -55,10 +59,12 @@ class Row:
     spacing_mm: tuple[float, ...] | None = None  # (z, y, x) or (y, x); None takes what the file says
     lung_mask: tuple[str, ...] = ()  # mask references, see mask_reference; () is unknown
     infection_mask: tuple[str, ...] = ()
-    boxes: tuple[tuple[float, float, float, float], ...] | None = None  # (x, y, width, height) in pixels
+    boxes: tuple[Box, ...] | None = None  # of infections alone: they are where localisation looks for them
+    severity: float | None = None  # Brixia score, 0 to 18
     official_split: str | None = None  # train | tune | test
     licence: str | None = None  # None takes the set's
     commercial_use: bool | None = None  # counts where licence is given
+    companions: tuple[Path, ...] = ()  # further files about this image alone: they go with it when it is withdrawn
 
 
 @dataclass(frozen=True)
@@ -77,6 +83,8 @@ class Table:
     image: str  # column that names the image's file
     patient: str | None = None  # column that names the patient
     patients_of: str | None = None  # whose names those are, as Row.patient_source; None is the set
+    exact: bool = False  # the image column is the end of the file's path, or holds it: stems alone would mix patients
+    columns: tuple[str, ...] = ()  # of a list without a header, whose columns are separated by blanks
 
 
 class Source(Protocol):
@@ -89,16 +97,29 @@ class Source(Protocol):
         ...
 
 
+#: Modules of this package that are no adapters.
+NO_ADAPTERS = ("base", "unsupported")
+
 _OFFSET = re.compile(r"^(?P<path>.+)@(?P<top>\d+),(?P<left>\d+)$")
+#: Ends the reference of a mask that shows the full image at another resolution, and is resized to it.
+RESIZED = "@resized"
+#: Years; below it a patient is a child.
+ADULT = 18.0
 
 
-def mask_reference(path: Path, top: int | None = None, left: int | None = None) -> str:
-    """A mask in the manifest: its path, and ``@top,left`` where it is a crop that lies there in the full image."""
+def mask_reference(path: Path, top: int | None = None, left: int | None = None, *, resized: bool = False) -> str:
+    """A mask in the manifest: its path, and ``@top,left`` where it is a crop that lies there in the full image.
+
+    ``@resized`` stands for a mask of the full image at another resolution.
+    """
+    if resized:
+        return f"{path}{RESIZED}"
     return str(path) if top is None or left is None else f"{path}@{top},{left}"
 
 
 def parse_mask_reference(reference: str) -> tuple[Path, tuple[int, int] | None]:
     """The inverse of :func:`mask_reference`: the path and (top, left), or None for a mask of the full image."""
+    reference = reference.removesuffix(RESIZED)
     match = _OFFSET.match(reference)
     if match is None:
         return Path(reference), None
@@ -108,7 +129,7 @@ def parse_mask_reference(reference: str) -> tuple[Path, tuple[int, int] | None]:
 def names() -> list[str]:
     """All known sets, in order, without importing their adapters."""
     package = importlib.import_module("chestflow.data.sources")
-    return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.name != "base")
+    return sorted(module.name for module in pkgutil.iter_modules(package.__path__) if module.name not in NO_ADAPTERS)
 
 
 def get(name: str) -> Source:
@@ -120,6 +141,11 @@ def get(name: str) -> Source:
     if name not in names():
         raise DataError(f"no adapter reads the set {name!r}; known are {', '.join(names())}")
     return cast(Source, importlib.import_module(f"chestflow.data.sources.{name}"))
+
+
+def children_only(info: SourceInfo) -> bool:
+    """Whether all patients of a set are children, by the ages that its authors state."""
+    return info.ages is not None and info.ages[1] < ADULT
 
 
 def tables(name: str) -> dict[str, Table]:

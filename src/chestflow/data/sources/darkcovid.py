@@ -2,7 +2,8 @@
 
 Layout: ``X-Ray Image DataSet/{Covid-19,Pneumonia,No_findings}/``. An NIH name is ``<patient>_<follow-up>``. A COVID
 name carries no patient: Cohen's metadata.csv gives it, by the file's stem, where the table lies in the set's folder or
-in ``cohen_seg`` beside it. No COVID image comes from where the others come from: source and class are confounded.
+in ``cohen`` or ``cohen_seg`` beside it. No COVID image comes from where the others come from: source and class are
+confounded.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from chestflow.data.cohen_metadata import CohenRecord, read_metadata
+from chestflow.data.cohen_metadata import metadata_near
 from chestflow.data.sources.base import Reject, Row, SourceInfo, Table, pictures, require
 
 INFO = SourceInfo(
@@ -30,17 +31,10 @@ TABLES = {"metadata.csv": Table("filename", "patientid", "cohen")}
 _NIH = re.compile(r"^(\d{8})_(\d{3})")
 
 
-def _metadata(root: Path) -> dict[str, CohenRecord]:
-    for table in (root / "metadata.csv", root.parent / "cohen_seg" / "metadata.csv"):
-        if table.is_file():
-            return read_metadata(table)
-    return {}
-
-
 def rows(root: Path) -> Iterator[Row | Reject]:
     """One row per file of the three class folders."""
     require(root, INFO, *(f"{FOLDER}/{name}" for name in LABELS))
-    known = _metadata(root)
+    known = metadata_near(root)
     for name, label in LABELS.items():
         for path in pictures(root / FOLDER / name):
             key = path.relative_to(root).as_posix()

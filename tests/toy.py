@@ -1,7 +1,8 @@
 """A toy method and a toy workspace, small enough to train for real in a test, to be killed and to be resumed.
 
 Everything that could differ after an interruption takes part: dropout, augmentation, batch norm, a schedule, momentum,
-accumulation, two phases of which the second freezes the body, a preparation and early stopping.
+accumulation, two phases of which the second freezes the body, a preparation and early stopping, a head that the first
+phase alone needs, and a measure of its own.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from chestflow.methods import registry
 from chestflow.methods.registry import InputSpec, Method, ours
 from chestflow.nn.output import Output
 from chestflow.training import samplers
+from chestflow.training.inference import Inferred
+from chestflow.training.monitors import centre_metrics
 from chestflow.training.phases import Batch, Phase
 
 CLASSES = {"rest": ["normal", "viral_pneumonia"], "covid19": ["covid19"]}
@@ -47,6 +50,7 @@ class ToyConfig:
     map: bool = ours(False)
     oversample: int = ours(1)
     clip_norm: float | None = ours(None)
+    aid: bool = ours(False)
     poison: str = ours("", choices=("", "loss", "gradient"))
     modality: str = ours("cxr")
 
@@ -61,6 +65,7 @@ class ToyNetwork(nn.Module):
         self.body = nn.Sequential(conv(1, 6, 3, 2, 1), norm(6) if config.norm else nn.Identity(), nn.ReLU())
         self.dropout = nn.Dropout(config.dropout)
         self.head = nn.Linear(6, len(spec.classes))
+        self.aid = nn.Linear(6, 3) if config.aid else None
         self.scale, self.with_map = (1000.0 if three else 255.0), config.map
 
     def forward(self, image: Tensor, lung: Tensor | None = None) -> Output:
@@ -68,7 +73,8 @@ class ToyNetwork(nn.Module):
         features = self.body(x)
         pooled = features.flatten(2).mean(2)
         heat = features.sum(1, keepdim=True) if self.with_map else None
-        return Output(self.head(self.dropout(pooled)), features, heat, pooled)
+        aid = None if self.aid is None else self.aid(pooled)
+        return Output(self.head(self.dropout(pooled)), features, heat, pooled, projection=aid)
 
 
 class _Poison(torch.autograd.Function):
@@ -86,6 +92,10 @@ def _jitter(batch: Batch, generator: torch.Generator) -> Batch:
     return batch
 
 
+def _measure(found: Inferred, target: Any) -> dict[str, float]:
+    return {"auroc": 0.5 - abs(centre_metrics(found.embedding, target)["centre_sensitivity"] - 0.5)}
+
+
 def phases(config: ToyConfig) -> list[Phase]:
     """One phase for everything and, if asked, a second one for the head alone."""
 
@@ -93,6 +103,8 @@ def phases(config: ToyConfig) -> list[Phase]:
         Interruption.step()
         output = network(batch.image, batch.lung)
         value = F.cross_entropy(output.logits.float(), batch.target)
+        if output.projection is not None:
+            value = value + output.projection.square().mean()
         if config.poison == "loss":
             value = value / 0
         if config.poison == "gradient":
@@ -118,12 +130,14 @@ def phases(config: ToyConfig) -> list[Phase]:
         schedule=lambda o: torch.optim.lr_scheduler.StepLR(o, 1, 0.5),
         prepare=prepare,
         patience=config.patience,
+        measure=_measure if config.aid else None,
         **common,
     )
     head = Phase(
         name="head",
         optimiser=lambda p: torch.optim.SGD(p, lr=config.lr, momentum=0.9),
         trains=("head",),
+        drops=("aid",) if config.aid else (),
         monitor="loss",
         **common,
     )

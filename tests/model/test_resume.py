@@ -17,7 +17,7 @@ CONTEXT = multiprocessing.get_context("forkserver")
 LATE = ["sklearn.covariance", "pyarrow.parquet", "safetensors.torch", "torch._dynamo", "chestflow.training.engine"]
 CONTEXT.set_forkserver_preload(["tests.toy", *LATE])
 # 20 images in batches of 6 with two micro-batches each: 4 steps of 7 micro-batches an epoch, 2 epochs, 2 phases.
-CONFIG = {"accumulate": 2}
+CONFIG = {"accumulate": 2, "aid": True}
 EVERY = {"checkpoint_every": 2}
 
 

@@ -10,37 +10,32 @@ Settings: A pools globally, B takes the pyramid as one vector, C adds NetVLAD to
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chestflow.errors import ConfigError, TrainingError
 from chestflow.methods.registry import InputSpec, Method, ours, paper
-from chestflow.nn.backbones import CHANNELS, Backbone, load_weights
+from chestflow.nn.backbones import CHANNELS, MIN_SIDE, Backbone, load_weights
 from chestflow.nn.context_gating import ContextGating
 from chestflow.nn.input import CxrInput
 from chestflow.nn.netvlad import NetVLAD, fit_centres
 from chestflow.nn.output import Output
 from chestflow.nn.pooling import SpatialPyramid
-from chestflow.training.augmentation import random_affine
-from chestflow.training.phases import Batch, Phase, Sampler
-
-MIN_SIDE = 64
+from chestflow.training.optimisers import OPTIMISERS
+from chestflow.training.phases import Batch, Phase
+from chestflow.training.supervised import FineTuned, classify, require_pictures
 
 
 @dataclass(frozen=True)
-class CovidNetConfig:
+class CovidNetConfig(FineTuned):
     """Settings of paper 002; each field says where its default comes from."""
 
     setting: str = paper("D", "section IV", choices=("A", "B", "C", "D"))
     backbone: str = paper("resnet18", "Tables II to V; also resnet50", choices=tuple(CHANNELS))
     weights: str | None = ours(None, "`imagenet` downloads; also a state dict's path", paper="imagenet")
-    channels: int = ours(3, "the paper names no input layout", choices=(1, 3))
-    normalise: str = ours("imagenet", "the paper names none", choices=("imagenet", "unit", "zscore", "zscore_column"))
     spp_levels: tuple[int, ...] = ours((1, 2, 4), "levels are not stated")
     spp_pool: str = ours("max", "not stated; as the pyramid's own paper", choices=("max", "avg"))
     spp_weighting: bool = paper(True, "III-B, finer bins weigh more")
@@ -53,36 +48,21 @@ class CovidNetConfig:
     cg_norm: bool = paper(False, "eq. 5 has a bias; LOUPE's gate has batch norm instead")
     cg_limit: int = ours(8192, "widest gate that is built; W takes 4 bytes times the square")
     hidden: int = ours(512, "width between the two fully connected layers, not stated")
-    optimiser: str = paper("sgd", "IV-C", choices=("sgd", "adam"))
+    optimiser: str = paper("sgd", "IV-C", choices=OPTIMISERS)
     lr: float = paper(1e-4, "IV-C")
     momentum: float = paper(0.9, "IV-C")
     weight_decay: float = ours(0.0, "none stated")
-    schedule: str = ours("none", "none stated", choices=("none", "cosine"))
     batch_size: int = paper(48, "IV-C")
-    accumulate: int = ours(1, "micro-batches a step, for small GPUs")
     epochs: int = paper(50, "IV-C")
-    patience: int | None = ours(None, "the paper has no early stopping")
-    monitor: str = ours("auroc", "the paper has no validation set")
-    clip_norm: float | None = ours(None, "none stated")
     oversample: int = ours(5, "Table I counts 420 COVID-19 images, the text 84: 5 times")
-    freeze_backbone: bool = ours(False, "the paper fine-tunes everything; true trains the head alone")
-    flip: float = ours(0.5, "no augmentation stated: probability of a left-right mirror")
-    rotate: float = ours(10.0, "degrees either way")
-    translate: float = ours(0.05, "share of the side")
-    scale: float = ours(0.1, "share either way")
-    brightness: float = ours(0.1, "share either way")
-    augment: bool = ours(True, "false turns all five off")
 
     def __post_init__(self) -> None:
-        for name in ("clusters", "hidden", "batch_size", "epochs", "oversample", "accumulate", "vlad_descriptors"):
+        super().__post_init__()
+        for name in ("clusters", "hidden", "vlad_descriptors"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if self.lr <= 0 or self.weight_decay < 0 or not 0 <= self.momentum < 1:
-            raise ValueError("lr must be above 0, weight_decay 0 or more, momentum in [0, 1)")
         if self.vlad_alpha is not None and self.vlad_alpha <= 0:
             raise ValueError(f"vlad_alpha is {self.vlad_alpha}; it must be above 0, or null for the rule")
-        if not 0 <= self.flip <= 1 or not 0 <= self.scale < 1 or not 0 <= self.brightness < 1:
-            raise ValueError("flip is a probability; scale and brightness are shares below 1")
 
 
 class CovidNet(nn.Module):
@@ -126,13 +106,11 @@ class CovidNet(nn.Module):
         return self.vlad(self.pyramid(features), self.pyramid.weights)
 
     def forward(self, image: Tensor, lung: Tensor | None = None) -> Output:
-        """(B, 1 or 3, H, W) in [0, 255], at least 64 pixels a side, to logits; the lung mask is not used.
+        """(B, 1 or 3, H, W) in [0, 255], not below the backbone's smallest side, to logits; the mask is not used.
 
         Raises:
             ValueError: a smaller image.
         """
-        if min(image.shape[2:]) < MIN_SIDE:
-            raise ValueError(f"images are {tuple(image.shape[2:])}; COVIDNet needs at least {MIN_SIDE} pixels a side")
         features = self.backbone(self.input(image))
         vector = self.pooled(features)
         if self.setting == "D" and self.cg_on == "vlad":
@@ -141,11 +119,6 @@ class CovidNet(nn.Module):
         # the gate takes the place of the ReLU between the two layers
         hidden = self.gate(hidden) if self.setting == "D" and self.cg_on == "reduced" else torch.relu(hidden)
         return Output(self.classifier(hidden), features=features, embedding=hidden)
-
-
-def loss(network: nn.Module, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-    """Unweighted cross entropy (IV-C)."""
-    return {"loss": F.cross_entropy(network(batch.image, batch.lung).logits.float(), batch.target)}
 
 
 def descriptors(network: CovidNet, batches: Iterator[Batch], at_most: int) -> Tensor:
@@ -190,31 +163,13 @@ def prepare(config: CovidNetConfig, seed: int = 0) -> Callable[[nn.Module, Itera
     return run
 
 
-def oversampled(factor: int) -> Sampler:
-    """Each image of the last class (COVID-19) ``factor`` times an epoch, the others once."""
-
-    def sample(table: pd.DataFrame, batch_size: int, generator: torch.Generator) -> Iterator[Sequence[int]]:
-        from chestflow.training.samplers import oversample, uniform
-
-        if factor == 1:
-            return uniform(table, batch_size, generator)
-        return oversample({int(table["target"].max()): factor})(table, batch_size, generator)
-
-    return sample
-
-
 def build(config: CovidNetConfig, spec: InputSpec) -> CovidNet:
     """The network, untrained: pretrained weights come in the phase's preparation, so that rebuilding needs no file.
 
     Raises:
         ConfigError: the images are too small or are no X-rays, fewer than two classes, or too wide a gate.
     """
-    if spec.modality not in METHOD.modalities:
-        raise ConfigError(f"covidnet reads {' or '.join(METHOD.modalities)}, not {spec.modality}: use another recipe")
-    if len(spec.shape) != 2 or min(spec.shape) < MIN_SIDE:
-        raise ConfigError(f"covidnet needs images of at least {MIN_SIDE} pixels a side; the recipe makes {spec.shape}")
-    if len(spec.classes) < 2:
-        raise ConfigError(f"covidnet needs at least two classes; the task has {spec.classes}")
+    require_pictures("covidnet", spec, MIN_SIDE[config.backbone])
     try:
         return CovidNet(config, len(spec.classes))
     except ValueError as error:
@@ -223,42 +178,8 @@ def build(config: CovidNetConfig, spec: InputSpec) -> CovidNet:
 
 def phases(config: CovidNetConfig) -> list[Phase]:
     """One phase of cross entropy."""
-
-    def optimiser(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        if config.optimiser == "adam":
-            return torch.optim.Adam(parameters, lr=config.lr, weight_decay=config.weight_decay)
-        return torch.optim.SGD(parameters, config.lr, config.momentum, weight_decay=config.weight_decay)
-
-    def cosine(stepped: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
-        return torch.optim.lr_scheduler.CosineAnnealingLR(stepped, config.epochs)
-
     head = {"A": (), "B": (), "C": ("vlad",), "D": ("vlad", "gate")}[config.setting] + ("reduction", "classifier")
-    return [
-        Phase(
-            name="classify",
-            loss=loss,
-            optimiser=optimiser,
-            sampler=oversampled(config.oversample),
-            epochs=config.epochs,
-            batch_size=config.batch_size,
-            schedule=cosine if config.schedule == "cosine" else None,
-            trains=head if config.freeze_backbone else (),
-            augment=random_affine(
-                flip=config.flip,
-                degrees=config.rotate,
-                translate=config.translate,
-                scale=config.scale,
-                brightness=config.brightness,
-            )
-            if config.augment
-            else None,
-            prepare=prepare(config),
-            monitor=config.monitor,
-            patience=config.patience,
-            accumulate=config.accumulate,
-            clip_norm=config.clip_norm,
-        )
-    ]
+    return [classify(config, trains=head if config.freeze_backbone else (), prepare=prepare(config))]
 
 
 METHOD = Method(

@@ -45,6 +45,7 @@ class Method:
         build: (config, input) -> network whose ``forward(image, lung=None)`` returns an
             :class:`~chestflow.nn.output.Output`. Raises ConfigError where they do not fit.
         phases: config -> the phases to run in order.
+        provenance: of a comparator, one line: what its network was read from, or how it was approximated.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Method:
     config: type
     build: Callable[[Any, InputSpec], nn.Module]
     phases: Callable[[Any], list[Phase]]
+    provenance: str = ""
 
 
 def _sourced(default: Any, source: str, where: str, paper_value: Any, choices: tuple[Any, ...] | None) -> Any:

@@ -142,7 +142,7 @@ def training_run(
     """Record one training: FINISHED at the block's end, FAILED on an exception, KILLED on SIGTERM or Ctrl-C.
 
     An attempt that was cut off is resumed under its own run, not doubled; one whose parameters or data have changed
-    since is marked KILLED and a new run begins. Writes ``out/train/<run>/<fold>/run.json``.
+    since is marked KILLED and a new run begins. The training itself writes the run's id to its run.json.
 
     Raises:
         TrackingError: the store cannot be used; before any training.
@@ -178,7 +178,6 @@ def training_run(
     except BaseException:
         _end(client, run_id, "FAILED")
         raise
-    write_json(out / "train" / run / str(fold) / "run.json", {"mlflow_run_id": run_id})
     _end(client, run_id, "FINISHED")
     marker.unlink(missing_ok=True)
 

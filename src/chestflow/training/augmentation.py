@@ -81,3 +81,101 @@ def random_mirror(probability: float = 0.5) -> Augmentation:
         return replace(batch, image=mirror(batch.image), lung=lung, infection=infection)
 
     return augment
+
+
+def crop_matrices(extent: Tensor, centre: Tensor, angle: Tensor, flip: Tensor, size: tuple[int, int]) -> Tensor:
+    """Matrices (B, 2, 3) for ``affine_grid`` that mirror, then rotate, then enlarge a part of the image to all of it.
+
+    Args:
+        extent: (B, 2), the part's width and height as shares of the image's.
+        centre: (B, 2), its centre (x, y) in the grid's units, [-1, 1].
+        angle: (B,) radians.
+        flip: (B, 2), -1 mirrors along x or y.
+        size: (H, W), by which the rotation is corrected as in :func:`affine_matrices`.
+    """
+    height, width = size
+    cos, sin = torch.cos(angle), torch.sin(angle)
+    across = torch.stack([cos, -sin * height / width], dim=1) * flip
+    down = torch.stack([sin * width / height, cos], dim=1) * flip
+    linear = torch.stack([across, down], dim=1) * extent[:, :, None]
+    return torch.cat([linear, centre[:, :, None]], dim=2)
+
+
+def _chosen(count: int, kinds: int, how: str, generator: torch.Generator, like: Tensor) -> Tensor:
+    """Which of ``kinds`` each sample gets, bool (count, kinds)."""
+    if how == "all_or_none":
+        return (_uniform(count, 0, 1, generator, like) < 0.5)[:, None].expand(-1, kinds)
+    number = _uniform(count, 0, kinds + 1, generator, like).floor()
+    keys = _uniform(count * kinds, 0, 1, generator, like).view(count, kinds)
+    return keys.argsort(1).argsort(1) < number[:, None]
+
+
+def random_subset(
+    *,
+    how: str = "subset",
+    brightness: tuple[float, float] = (0.5, 1.0),
+    contrast: tuple[float, float] = (0.7, 1.0),
+    crop: tuple[float, float] = (0.6, 1.0),
+    ratio: tuple[float, float] = (0.75, 4 / 3),
+    degrees: tuple[float, float] = (0.0, 120.0),
+    mirror: bool = True,
+    upside_down: bool = True,
+) -> Augmentation:
+    """Paper 001's basic augmentation (Table 2): a random number of brightness, contrast, crop, rotation, two mirrors.
+
+    The geometry is one interpolation, so a rotated crop shows the picture's own surroundings in its corners and 0 only
+    where the picture ends. Masks move by the nearest pixel.
+
+    Args:
+        how: ``subset`` draws how many of the kinds an image gets, none and all included, and then which; as the
+            paper's code, ``all_or_none`` applies all to half of the images.
+        brightness: range of the factor of the grey values.
+        contrast: range of the factor of their distance from the image's mean.
+        crop: range of the share of the area that is kept and enlarged to the whole.
+        ratio: range of that part's width over its height, drawn on a log scale, for a square image.
+        degrees: range of the rotation.
+        mirror, upside_down: whether left-right and top-bottom mirrors are among the kinds; where drawn, a mirror is
+            applied with probability 0.5 in ``all_or_none``, always in ``subset``.
+
+    Raises:
+        ValueError: ``how`` is unknown.
+    """
+    if how not in ("subset", "all_or_none"):
+        raise ValueError(f"how is {how!r}; choose subset or all_or_none")
+    kinds = ["brightness", "contrast", "crop", "rotation"] + ["mirror"] * mirror + ["upside_down"] * upside_down
+
+    def augment(batch: Batch, generator: torch.Generator) -> Batch:
+        image = batch.image
+        count, size = len(image), (image.shape[2], image.shape[3])
+
+        def draw(low: float, high: float) -> Tensor:
+            return _uniform(count, low, high, generator, image)
+
+        wanted = dict(zip(kinds, _chosen(count, len(kinds), how, generator, image).unbind(1), strict=True))
+        gain = draw(*brightness).where(wanted["brightness"], 1.0)
+        stretch = draw(*contrast).where(wanted["contrast"], 1.0)
+        area, aspect = draw(*crop), draw(math.log(ratio[0]), math.log(ratio[1])).exp()
+        extent = torch.stack([(area * aspect).sqrt(), (area / aspect).sqrt()], dim=1).clamp_max(1.0)
+        extent = extent.where(wanted["crop"][:, None], 1.0)
+        centre = (1 - extent) * torch.stack([draw(-1, 1), draw(-1, 1)], dim=1)
+        angle = draw(math.radians(degrees[0]), math.radians(degrees[1])).where(wanted["rotation"], 0.0)
+        flips = []
+        for kind in ("mirror", "upside_down"):
+            flips.append(torch.ones(count, device=image.device))
+            if kind in wanted:
+                turned = wanted[kind] if how == "subset" else wanted[kind] & (draw(0, 1) < 0.5)
+                flips[-1] = flips[-1].masked_fill(turned, -1.0)
+        matrices = crop_matrices(extent, centre, angle, torch.stack(flips, dim=1), size)
+        grid = F.affine_grid(matrices, [count, 1, *size], align_corners=False)
+
+        def move(x: Tensor | None, mode: str) -> Tensor | None:
+            return None if x is None else F.grid_sample(x, grid, mode, padding_mode="zeros", align_corners=False)
+
+        bright = (image * gain[:, None, None, None]).clamp(0.0, 255.0)
+        mean = bright.mean((1, 2, 3), keepdim=True)
+        toned = (mean + (bright - mean) * stretch[:, None, None, None]).clamp(0.0, 255.0)
+        moved = move(toned, "bilinear")
+        assert moved is not None
+        return replace(batch, image=moved, lung=move(batch.lung, "nearest"), infection=move(batch.infection, "nearest"))
+
+    return augment

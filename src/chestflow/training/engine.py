@@ -23,7 +23,7 @@ from chestflow.training.distributed import World
 from chestflow.training.hardware import choose_device, make_reproducible, seed_of
 from chestflow.training.inference import infer
 from chestflow.training.loader import PackLike, Reader
-from chestflow.training.phases import Phase, apply_freezing
+from chestflow.training.phases import Phase, apply_freezing, drop
 from chestflow.training.progress import Progress
 from chestflow.training.steps import Course, Stepper, micro_size
 
@@ -102,6 +102,8 @@ def fit(
     loop = _Loop(network, data, settings, seed, folder, device, world, amp, log)
     saved = checkpoints.load(folder)
     course = Course(**saved["course"]) if saved else Course()
+    for done in phases[: course.phase]:
+        drop(network, done.drops)
     while course.phase < len(phases):
         loop.run(phases[course.phase], course, saved)
         course, saved = Course(phase=course.phase + 1, epochs=course.epochs), None
@@ -127,6 +129,7 @@ class _Loop:
     def run(self, phase: Phase, course: Course, saved: dict[str, Any] | None) -> None:
         """One phase: prepare, epochs of steps each with a look at the tune role, and back to the best weights."""
         reader = Reader(self.data.pack, self.data.train, self.device)
+        drop(self.network, phase.drops)
         if saved:
             self.network.load_state_dict(saved["network"])
         parameters = apply_freezing(self.network, phase)
@@ -186,7 +189,8 @@ class _Loop:
             amp=self.amp,
             world=self.world,
         )
-        measured = monitors.tune_metrics(found.logits, tune["target"].to_numpy())
+        target = tune["target"].to_numpy()
+        measured = phase.measure(found, target) if phase.measure else monitors.tune_metrics(found.logits, target)
         course.epoch += 1
         is_best = monitors.better(phase.monitor, measured[phase.monitor], course.best_value)
         if is_best:

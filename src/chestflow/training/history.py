@@ -24,7 +24,8 @@ def read(path: Path) -> pd.DataFrame:
 def summary(row: dict[str, Any], epochs: int, monitor: str) -> str:
     """One line about an epoch for people: ``classify 3/50  train loss 0.512  tune loss 0.498  auroc 0.873 (best)``."""
     parts = [f"{row['phase']} {row['epoch']}/{epochs}", f"train loss {row['train_loss']:.4f}"]
-    parts.append(f"tune loss {row['tune_loss']:.4f}")
+    if "tune_loss" in row:
+        parts.append(f"tune loss {row['tune_loss']:.4f}")
     if monitor != "loss":
         parts.append(f"{monitor} {row['tune_' + monitor]:.4f}")
     return "  ".join(parts) + (" (best)" if row["best"] else "")

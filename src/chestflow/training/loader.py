@@ -80,7 +80,9 @@ class Reader:
             unknown = ~has_lung.view(-1, *[1] * (bits.ndim - 1))
             lung = (((bits & LUNG_BIT) > 0) | unknown).float()
         if bits is not None and self.any_infection:
-            infection = ((bits & INFECTION_BIT) > 0).float()
+            # Bits of an image without an infection mask are boxes, which hold more than the infection.
+            masked = self._tensor(chosen["has_infection"], bool).view(-1, *[1] * (bits.ndim - 1))
+            infection = (((bits & INFECTION_BIT) > 0) & masked).float()
         return Batch(
             image=image.to(self.device, non_blocking=True)[:, None].float(),
             target=self._tensor(chosen["target"], np.int64),

@@ -9,7 +9,14 @@ import pandas as pd
 from numpy.typing import NDArray
 
 #: monitor -> whether higher is better
-MONITORS = {"auroc": True, "macro_f1": True, "macro_sensitivity": True, "accuracy": True, "loss": False}
+MONITORS = {
+    "auroc": True,
+    "macro_f1": True,
+    "macro_sensitivity": True,
+    "accuracy": True,
+    "loss": False,
+    "centre_sensitivity": True,
+}
 
 
 def tune_metrics(logits: NDArray, target: NDArray[np.int64]) -> dict[str, float]:
@@ -37,6 +44,32 @@ def tune_metrics(logits: NDArray, target: NDArray[np.int64]) -> dict[str, float]
         "macro_f1": float(np.mean(f1)),
         "macro_sensitivity": float(np.mean(sensitivities)),
     }
+
+
+def centre_metrics(embedding: NDArray[np.float32], target: NDArray[np.int64]) -> dict[str, float]:
+    """How well an embedding separates the classes while no classifier is trained.
+
+    Each sample goes to the class whose centre, the mean direction of the class's other samples, is nearest by angle.
+
+    Args:
+        embedding: (N, E).
+        target: (N,) class indices.
+
+    Returns:
+        ``centre_sensitivity``: recall, mean over the classes with at least two samples; NaN where there are none.
+    """
+    rows = embedding.astype(np.float64)
+    rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    present = [c for c in np.unique(target) if (target == c).sum() > 1]
+    if not present:
+        return {"centre_sensitivity": math.nan}
+    scores = []
+    for c in present:
+        own = target == c
+        sums = rows[own].sum(0) - rows * own[:, None]  # a sample does not vote for itself
+        scores.append((rows * sums).sum(1) / np.maximum(np.linalg.norm(sums, axis=1), 1e-12))
+    called = np.array(present)[np.argmax(scores, axis=0)]
+    return {"centre_sensitivity": float(np.mean([(called[target == c] == c).mean() for c in present]))}
 
 
 def _auroc(score: NDArray, positive: NDArray[np.bool_]) -> float:

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from chestflow.training.inference import Inferred
 
 
 @dataclass
@@ -40,6 +46,8 @@ LossFunction = Callable[[nn.Module, Batch, torch.Generator], dict[str, Tensor]]
 #: epoch a call
 Sampler = Callable[[pd.DataFrame, int, torch.Generator], Iterator[Sequence[int]]]
 Augmentation = Callable[[Batch, torch.Generator], Batch]
+#: (what the network says of the tune role, its class indices) -> the tune role's metrics
+Measure = Callable[["Inferred", NDArray[np.int64]], dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -61,6 +69,11 @@ class Phase:
             initialisations that need data, such as k-means centres.
         monitor: tune-role metric that chooses the best epoch: auroc, macro_f1, macro_sensitivity, accuracy (higher
             is better) or loss (lower is better).
+            A phase with a ``measure`` of its own may name any of its metrics in :data:`monitors.MONITORS`.
+        measure: how to measure the tune role; None takes the classification metrics of the logits, which mean nothing
+            while the classifier is untrained.
+        drops: children of the network that are removed before the phase begins, for good: what an earlier phase alone
+            needed. They are neither saved nor served.
         patience: epochs without improvement before the phase ends; None never ends it early.
         accumulate: micro-batches a step.
         clip_norm: gradient norm bound; None does not clip.
@@ -77,6 +90,8 @@ class Phase:
     augment: Augmentation | None = None
     prepare: Callable[[nn.Module, Iterator[Batch]], None] | None = None
     monitor: str = "auroc"
+    measure: Measure | None = None
+    drops: tuple[str, ...] = ()
     patience: int | None = None
     accumulate: int = 1
     clip_norm: float | None = None
@@ -110,3 +125,17 @@ def apply_freezing(network: nn.Module, phase: Phase) -> list[nn.Parameter]:
             if not inside and not above:
                 module.training = False
     return [p for n, p in network.named_parameters() if n in names]
+
+
+def drop(network: nn.Module, names: Sequence[str]) -> None:
+    """Remove modules by dotted name; the place becomes None, and what is gone already stays gone.
+
+    Raises:
+        ValueError: the network has no such place.
+    """
+    for name in names:
+        parent, _, leaf = name.rpartition(".")
+        owner = network.get_submodule(parent)
+        if leaf not in owner._modules:
+            raise ValueError(f"{name!r} is to be dropped, but the network does not have it")
+        setattr(owner, leaf, None)

@@ -11,12 +11,13 @@ from torch import nn
 from chestflow.errors import ConfigError, DataError, TrainingError
 from chestflow.files import atomic_path, read_json, sha256_file, write_json
 from chestflow.methods import registry
+from chestflow.training.phases import drop
 
 WEIGHTS, MODEL = "weights.safetensors", "model.json"
 
 
 def save_network(folder: Path, network: nn.Module, description: dict[str, Any]) -> None:
-    """Write weights and ``description`` (method, config, input and whatever else a reader wants to know)."""
+    """Write weights and ``description``: method, config, input, the modules ``dropped``, what else is to know."""
     from safetensors.torch import save_file
 
     # Copies, since safetensors refuses tensors that share memory or are not in plain order.
@@ -43,9 +44,10 @@ def load_network(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
         config = registry.configure(method, description["config"], where=f"{MODEL} config")
         shaped = registry.InputSpec(spec["modality"], tuple(spec["shape"]), tuple(spec["classes"]))
         network = method.build(config, shaped)
+        drop(network, description.get("dropped", ()))
     except DataError as error:
         raise TrainingError(str(error)) from None
-    except (ConfigError, KeyError, TypeError) as error:
+    except (ConfigError, KeyError, TypeError, ValueError) as error:
         raise TrainingError(f"{folder / MODEL} describes no network that can be built ({error}): {again}") from None
     path = folder / WEIGHTS
     if not path.exists():

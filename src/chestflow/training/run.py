@@ -97,6 +97,7 @@ def _train(params: Any, run: str, fold: int, out: Path, folder: Path, log: Log |
         "recipe": {"name": section.recipe, **pack.recipe},
         "seed": seed,
         "best": result.best,
+        "dropped": [name for phase in phases for name in phase.drops],
         "parameters": sum(p.numel() for p in network.parameters()),
         "engine": {
             "device": result.device.type,

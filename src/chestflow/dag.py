@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import chestflow
-from chestflow.config import Params
+from chestflow.config import MEMBER_SLOTS, Params
 from chestflow.errors import ConfigError
 
 SOURCE = Path(chestflow.__file__).parent
 #: How many files of its own a method may import besides what every training stage imports (slots in dvc.yaml).
 CODE_SLOTS = 12
 #: Not listed as stage deps: their values reach DVC as params, or they only shape messages and records, never an out.
-NOT_CODE = ("__init__.py", "config.py", "dag.py", "errors.py", "tracking/", "cli/")
+NOT_CODE = ("__init__.py", "config.py", "config_sections.py", "dag.py", "errors.py", "tracking/", "cli/")
 
 
 def _modules(tree: ast.AST) -> set[str]:
@@ -77,6 +77,12 @@ def method_code(method: str) -> list[str]:
     return paths + [paths[0]] * (CODE_SLOTS - len(paths))
 
 
+def member_slots(params: Params, name: str) -> list[str]:
+    """The runs that a run or an ensemble is made of, the first repeated to :data:`~chestflow.config.MEMBER_SLOTS`."""
+    runs = params.runs_of(name)
+    return runs + [runs[0]] * (MEMBER_SLOTS - len(runs))
+
+
 def tables(params: Params) -> dict[str, Any]:
     """The ``dag`` section that follows from the rest of the parameters."""
     train, tune, ensemble, evaluate = {}, {}, {}, {}
@@ -84,18 +90,23 @@ def tables(params: Params) -> dict[str, Any]:
         for name, run in params.runs.items():
             item = {"run": name, "fold": fold, "task": run.task, "recipe": run.recipe, "code": method_code(run.method)}
             train[f"{name}-{fold}"] = item
-        for name, joined in params.ensembles.items():
-            item = {"name": name, "fold": fold, "uniform": joined.uniform, "balanced": joined.balanced}
-            ensemble[f"{name}-{fold}"] = item
+        for name in params.ensembles:
+            ensemble[f"{name}-{fold}"] = {"name": name, "fold": fold, "members": member_slots(params, name)}
         for name in [*params.runs, *params.ensembles]:
             tune[f"{name}-{fold}"] = {"name": name, "fold": fold}
-    for name, run in params.runs.items():
-        evaluate[name] = {"name": name, "first": name, "second": name, "recipe": run.recipe}
-    for name, joined in params.ensembles.items():
-        recipe = params.runs[joined.uniform].recipe
-        evaluate[name] = {"name": name, "first": joined.uniform, "second": joined.balanced, "recipe": recipe}
+    for name in [*params.runs, *params.ensembles]:
+        members = member_slots(params, name)
+        packs = [params.runs[run].recipe for run in members]
+        task = params.runs[members[0]].task
+        evaluate[name] = {"name": name, "task": task, "members": members, "recipes": packs, "recipe": packs[0]}
     recipes = sorted({run.recipe for run in params.runs.values()})
-    return {"recipes": recipes, "train": train, "tune": tune, "ensemble": ensemble, "evaluate": evaluate}
+    shortcuts: dict[str, Any] = {}
+    for run in params.runs.values():  # a task's pictures are seen as its first run sees them
+        shortcuts.setdefault(run.task, {"task": run.task, "recipe": run.recipe})
+    return {
+        "recipes": recipes, "train": train, "tune": tune, "ensemble": ensemble, "shortcuts": shortcuts,
+        "evaluate": evaluate,
+    }  # fmt: skip
 
 
 def require_current(params: Params) -> None:

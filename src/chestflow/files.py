@@ -17,6 +17,9 @@ from chestflow.errors import DataError
 if TYPE_CHECKING:
     import pandas as pd
 
+#: Attention maps beside a run's predictions, by role: training writes them, evaluation reads them.
+ATTENTION_FILES = {"test": "attention.npy", "external": "attention_external.npy"}
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:

@@ -10,6 +10,7 @@ import pandas as pd
 from chestflow.config import Params, parse
 from chestflow.data.manifest import conform
 from chestflow.evaluation.calibration import probabilities
+from chestflow.evaluation.shortcuts import unmeasured
 from chestflow.files import write_json, write_parquet
 
 SHAPE, CELLS = (8, 16, 16), (4, 4, 4)
@@ -97,3 +98,4 @@ def write(out: Path, *, patients: int = 60, folds: int = 2, signal: float = 1.5,
     index = {"row": range(n), "image_id": ids, "has_lung": True, "has_infection": ~np.isnan(ratio)}
     write_parquet(pack / "index.parquet", pd.DataFrame(index))
     write_json(pack / "recipe.json", RECIPE)
+    write_json(out / "shortcuts" / "covid_vs_cap.json", unmeasured("covid_vs_cap", "small", "made-up volumes"))

@@ -212,3 +212,15 @@ def test_the_exact_scan_finds_the_best_weights_and_cuts() -> None:
     assert total / 30 == pytest.approx(best, rel=1e-6)
     w = weight_of(ratio, chosen)
     assert float(-np.log(w * truth[0] + (1 - w) * truth[1]).mean()) == pytest.approx(best, rel=1e-6)
+
+
+def test_against_a_box_the_map_is_boxed_too() -> None:
+    """A ring marked by the map fills its bounding box; a far speck of less than a tenth is left out."""
+    heat = np.zeros((16, 16), np.float32)
+    heat[4:12, 4:12] = 1.0
+    heat[6:10, 6:10] = 0.0
+    heat[15, 15] = 1.0
+    box = np.zeros((16, 16), np.uint8)
+    box[4:12, 4:12] = 2
+    assert localise(heat, box, threshold=0.5, has_lung=False, boxed=True)["iou"] == 1.0
+    assert localise(heat, box, threshold=0.5, has_lung=False)["iou"] == pytest.approx(48 / 65)

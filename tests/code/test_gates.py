@@ -37,7 +37,7 @@ def _failed(found: dict[str, Any], bundle: Bundle = BUNDLE, target: str = "stagi
 
 def _with(name: str, **values: float | None) -> dict[str, Any]:
     found = evaluation()
-    found["tuned"]["image"][name] = {**found["tuned"]["image"][name], **values}
+    found["served"]["image"][name] = {**found["served"]["image"][name], **values}
     return found
 
 
@@ -72,14 +72,30 @@ def test_bounds_themselves_pass() -> None:
 
 
 def test_the_worst_subgroup_counts_only_where_it_is_large_enough() -> None:
-    small = {"by": "sex", "group": "F", "images": 19, "tuned": {"auroc": {"value": 0.1}}}
+    small = {"by": "sex", "group": "F", "images": 19, "served": {"auroc": {"value": 0.1}}}
     assert _failed(evaluation(subgroups=[small])) == []
     assert _failed(evaluation(subgroups=[{**small, "images": 20}])) == ["worst subgroup AUROC"]
     assert _failed(evaluation(subgroups=[small]), smallest_subgroup=19) == ["worst subgroup AUROC"]
 
 
+def test_a_large_subgroup_without_an_auroc_is_named_as_not_judged() -> None:
+    ill = {"by": "age", "group": "65 and over", "images": 40, "served": {"auroc": {"value": None}}}
+    fine = {"by": "sex", "group": "F", "images": 30, "served": {"auroc": {"value": 0.9}}}
+    small = {"by": "sex", "group": "M", "images": 3, "served": {"auroc": {"value": None}}}
+    verdict = gates.judge(evaluation(subgroups=[ill, fine, small]), BUNDLE, Gates(), "staging")[3]
+    assert verdict.passed
+    assert verdict.note == "sex: F (30 images); not judged, AUROC undefined: age: 65 and over (40 images)"
+    nothing = gates.judge(evaluation(subgroups=[ill]), BUNDLE, Gates(), "production")[3]
+    assert (nothing.value, nothing.passed) == ("not measured", False)
+    assert "age: 65 and over (40 images)" in nothing.note
+
+
+def test_a_means_members_need_no_gate_of_a_uniform_network() -> None:
+    assert _failed({**evaluation(), "members": {"runs": {"plain": {"auroc": {"value": 0.5, "lo": 0.4}}}}}) == []
+
+
 def test_production_needs_a_subgroup_that_can_be_judged() -> None:
-    small = {"by": "sex", "group": "F", "images": 19, "tuned": {"auroc": {"value": 0.99}}}
+    small = {"by": "sex", "group": "F", "images": 19, "served": {"auroc": {"value": 0.99}}}
     assert _failed(evaluation(subgroups=[small])) == []
     assert _failed(evaluation(subgroups=[small]), target="production") == ["worst subgroup AUROC"]
 

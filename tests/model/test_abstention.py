@@ -34,12 +34,12 @@ KNOWN = {"lung_area_range": torch.tensor([0.1, 0.3])}
     ],
 )
 def test_the_verdict(relative: list[float], share: float | None, reason: str | None) -> None:
-    judged = abstention.verdict(relative, share, [KNOWN])
+    judged = abstention.verdict(relative, [share] * len(relative), [KNOWN] * len(relative))
     assert (judged[0] if judged else None) == reason
 
 
 def test_without_lungs_in_training_their_area_is_not_judged() -> None:
-    assert abstention.verdict([0.5], 0.0, [{}]) is None
+    assert abstention.verdict([0.5], [0.0], [{}]) is None
 
 
 def test_the_rate_has_wilsons_interval() -> None:

@@ -10,7 +10,8 @@ from torchvision.models import get_model
 from chestflow.errors import ConfigError, TrainingError
 from chestflow.methods import registry
 from chestflow.methods.registry import InputSpec
-from chestflow.training.phases import Batch, apply_freezing
+from chestflow.training.phases import apply_freezing
+from tests.model.comparators import batch, generator, images
 
 METHOD = registry.get("covidnet")
 SPEC = InputSpec("cxr", (64, 64), ("non_covid", "covid19"))
@@ -24,29 +25,6 @@ def config(**values):
 def network(seed=0, spec=SPEC, **values):
     torch.manual_seed(seed)
     return METHOD.build(config(**values), spec)
-
-
-def images(count=8, side=64, seed=0, channels=1):
-    """Noise; odd ones carry a bright square."""
-    x = torch.rand(count, channels, side, side, generator=torch.Generator().manual_seed(seed)) * 80
-    x[1::2, :, side // 2 : 3 * side // 4, side // 4 : side // 2] += 150
-    return x
-
-
-def batch(count=8, seed=0, **options):
-    return Batch(
-        image=images(count, seed=seed, **options),
-        target=torch.arange(count) % 2,
-        lung=None,
-        infection=None,
-        has_infection=torch.zeros(count, dtype=torch.bool),
-        ratio=torch.full((count,), math.nan),
-        rows=torch.arange(count),
-    )
-
-
-def generator():
-    return torch.Generator().manual_seed(0)
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from chestflow.serving import inputs
 from chestflow.tracking import lookup, registry, store
 from tests import stores
 from tests.model import toy_models
@@ -190,17 +191,10 @@ def test_the_members_of_all_folds_answer_together_and_give_a_range(tmp_path: Pat
     assert answer.low is not None
     assert answer.low <= answer.probability <= answer.high
     alone = Predictor(tmp_path, "m")
-    opinions = [o.logits for o in alone.networks.ask(*_packed(predictor, tmp_path / "x.png"), {"single"})]
+    opinions = [o.logits for o in alone.networks.ask(inputs.load(tmp_path / "x.png", "cxr"), None, {"single"})]
     scores = np.mean(opinions, axis=0)
     expected = np.exp(scores / 1.5)[1] / np.exp(scores / 1.5).sum()
     assert answer.probability == pytest.approx(expected, abs=1e-9)
-
-
-def _packed(predictor: object, path: Path) -> tuple[np.ndarray, None]:
-    from chestflow.data.recipes import apply
-    from chestflow.serving import inputs
-
-    return apply(inputs.load(path, "cxr"), None, predictor.bundle.recipe)[0], None
 
 
 def test_the_best_fold_alone_where_asked(tmp_path: Path) -> None:

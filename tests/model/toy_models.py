@@ -167,14 +167,16 @@ def evaluation(auroc_lo: float = 0.85, **changes: Any) -> dict[str, Any]:
         "mcc": {"value": None, "lo": None, "hi": None, "reason": "one class only"},
     }
     groups = [
-        {"by": "site", "group": "a", "images": 30, "tuned": {"auroc": {"value": 0.9, "lo": 0.8, "hi": 0.95}}},
-        {"by": "site", "group": "b", "images": 5, "tuned": {"auroc": {"value": 0.3, "lo": 0.1, "hi": 0.6}}},
-        {"by": "age", "group": "unknown", "images": 99, "tuned": {"auroc": {"value": 0.2}}},
+        {"by": "site", "group": "a", "images": 30, "served": {"auroc": {"value": 0.9, "lo": 0.8, "hi": 0.95}}},
+        {"by": "site", "group": "b", "images": 5, "served": {"auroc": {"value": 0.3, "lo": 0.1, "hi": 0.6}}},
+        {"by": "age", "group": "unknown", "images": 99, "served": {"auroc": {"value": 0.2}}},
     ]
     return {
-        "tuned": {"image": figures},
+        "served": {"image": figures},
         "subgroups": groups,
-        "per_fold": [{"fold": f, "metrics": {"auroc": 0.9 + f / 100}, "tuned": {"mcc": None}} for f in range(2)],
+        "per_fold": [
+            {"fold": f, "metrics": {"auroc": 0.9 + f / 100}, "tuned": {}, "served": {"mcc": None}} for f in range(2)
+        ],
         "mlflow_metrics": {"test/auroc": 0.95, "test/auroc_lo": auroc_lo, "test/auroc_hi": 0.99},
         **changes,
     }
@@ -183,10 +185,11 @@ def evaluation(auroc_lo: float = 0.85, **changes: Any) -> dict[str, Any]:
 def write_evidence(out: Path, settings: Params, name: str, **changes: Any) -> None:
     """What tune and evaluate leave for a run or an ensemble."""
     for fold in settings.folds:
+        tuned = {"temperature": 1.0 + fold, "threshold": 0.5}
         trials = [{"study": "threshold", "number": i, "objective": 0.5 + 0.1 * i} for i in range(3)]
         write_json(
             out / "tune" / "calibration" / name / f"{fold}.json",
-            {"temperature": 1.0 + fold, "threshold": 0.5, "trials": trials, "spread": {}, "exact": {}},
+            {**tuned, "default": tuned, "trials": trials, "spread": {}, "exact": {}},
         )
         if name in settings.ensembles:
             values = {"w_extreme": 0.2, "w_middle": 0.8, "cut_low": 0.001, "cut_high": 0.2}

@@ -2,13 +2,61 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from chestflow.errors import DataError
+from chestflow.files import read_json
+
 #: Equal-width bins of the expected calibration error and the reliability curve.
 BINS = 10
+
+
+@dataclass(frozen=True)
+class OperatingPoint:
+    """How logits become a call: divided by the temperature, then COVID-19 where its probability is at the threshold.
+
+    Without a threshold the most probable class is called, as the papers do; of two classes that is a threshold of 0.5.
+    """
+
+    temperature: float
+    threshold: float | None
+
+
+#: What no paper scales.
+RAW_TEMPERATURE = 1.0
+
+
+def raw_threshold(classes: int) -> float | None:
+    """Where the papers cut: 0.5 of two classes; of more they call the most probable one."""
+    return 0.5 if classes == 2 else None
+
+
+def operating_points(file: Path) -> tuple[OperatingPoint, OperatingPoint]:
+    """The tuned point of a run or ensemble in a fold, and the one in use: the one place where both are read.
+
+    In use is the raw value of each number unless the tuned one was better on the tune role beyond doubt.
+
+    Args:
+        file: ``out/tune/calibration/<name>/<fold>.json``.
+
+    Raises:
+        DataError: it is missing or damaged, or was written before these points were decided.
+    """
+    found = read_json(file)
+    try:
+        return _point(found), _point(found["default"])
+    except (KeyError, TypeError, ValueError):
+        raise DataError(f"{file} lacks temperature, threshold or default: run `dvc repro` again") from None
+
+
+def _point(values: dict[str, Any]) -> OperatingPoint:
+    threshold = values["threshold"]
+    return OperatingPoint(float(values["temperature"]), None if threshold is None else float(threshold))
 
 
 def log_softmax(logits: NDArray, temperature: float = 1.0) -> NDArray[np.float64]:

@@ -9,9 +9,9 @@ import numpy as np
 import pandas as pd
 
 from chestflow.errors import DataError
-from chestflow.evaluation.calibration import probabilities
+from chestflow.evaluation.calibration import operating_points, probabilities
 from chestflow.evaluation.metrics import decide
-from chestflow.files import read_json, read_parquet
+from chestflow.files import read_parquet
 
 #: Upper ends (exclusive) of the age bands in years, and their names.
 AGE_BANDS = ((18, "under 18"), (45, "18-44"), (65, "45-64"), (200, "65 and over"))
@@ -30,8 +30,9 @@ def load(name: str, params: Any, out: Path, role: str = "test") -> pd.DataFrame:
     Returns:
         One row per fold and image, sorted: ``fold, image_id, patient_id`` (the image's own id where the source names
         no patient), ``task, target`` (class index), ``p_<class>`` (raw), ``calibrated_<class>`` (after the fold's
-        temperature), ``threshold`` (the fold's), ``label, source, sex, age, site, ratio`` (NaN where unknown), and for
-        ensembles ``w, w_paper, w_tuned``. Empty where no fold has the role.
+        tuned temperature), ``threshold`` (the fold's tuned one), ``served_<class>`` and ``threshold_served`` (those in
+        use; NaN calls the most probable), ``label, source, sex, age, site, ratio`` (NaN where unknown), and for
+        dual-sampling ensembles ``w, w_paper, w_tuned``. Empty where no fold has the role.
 
     Raises:
         DataError: predictions or calibration are missing, or an image is not in the manifest or in no class.
@@ -45,15 +46,17 @@ def load(name: str, params: Any, out: Path, role: str = "test") -> pd.DataFrame:
         if role != "test" and not file.exists():
             continue
         answers = read_parquet(file)
-        tuned = read_json(out / "tune" / "calibration" / name / f"{fold}.json")
+        tuned, served = operating_points(out / "tune" / "calibration" / name / f"{fold}.json")
         logits = answers[columns("logit", classes)].to_numpy(float)
         if not np.isfinite(logits).all():
             raise DataError(f"predictions of {name}, fold {fold}, hold NaN or infinite logits: train it again")
         part = answers[["image_id", "task", *[c for c in ("w", "w_paper", "w_tuned") if c in answers]]].copy()
         part.insert(0, "fold", fold)
         part[columns("p", classes)] = probabilities(logits)
-        part[columns("calibrated", classes)] = probabilities(logits, tuned["temperature"])
-        part["threshold"] = float(tuned["threshold"])
+        part[columns("calibrated", classes)] = probabilities(logits, tuned.temperature)
+        part[columns("served", classes)] = probabilities(logits, served.temperature)
+        part["threshold"] = tuned.threshold
+        part["threshold_served"] = np.nan if served.threshold is None else served.threshold
         parts.append(part)
     if not parts:
         return pd.DataFrame()
@@ -80,34 +83,53 @@ def pool(cases: pd.DataFrame, classes: list[str]) -> tuple[pd.DataFrame, str]:
     """One row an image over all folds.
 
     Returns:
-        The table with ``called`` (raw) and ``called_tuned``, sorted by image, and how it was pooled: ``out_of_fold``
-        where each image was tested in one fold, ``fold_mean`` where folds share test images (an official test set):
-        then probabilities and thresholds are averaged over the folds' networks.
+        The table with ``called`` (raw), ``called_tuned`` and ``called_served``, sorted by image, and how it was pooled:
+        ``out_of_fold`` where each image was tested in one fold, ``fold_mean`` where folds share test images (an
+        official test set): then probabilities and thresholds are averaged over the folds' networks, and the most
+        probable class is served where at least half of the folds serve it.
     """
     how = "out_of_fold"
     if cases["image_id"].duplicated().any():
         how = "fold_mean"
-        numbers = [*columns("p", classes), *columns("calibrated", classes), "threshold"]
-        means = cases.groupby("image_id", as_index=False)[numbers].mean()
+        numbers = _numbers(classes)
+        grouped = cases.groupby("image_id", as_index=False)
+        means = grouped[numbers].mean()
+        cut = grouped["threshold_served"].count()["threshold_served"]
+        means.loc[2 * cut <= grouped.size()["size"], "threshold_served"] = np.nan
         cases = cases.drop_duplicates("image_id").drop(columns=numbers).merge(means, on="image_id")
     return call(cases.sort_values("image_id", ignore_index=True), classes), how
 
 
 def call(cases: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
-    """Add the classes called: from raw probabilities, and from calibrated ones at the tuned threshold."""
+    """Add the classes called: from raw probabilities, from calibrated ones at the tuned threshold, and as served."""
     cases = cases.copy()
     cases["called"] = decide(cases[columns("p", classes)].to_numpy(float))
     calibrated = cases[columns("calibrated", classes)].to_numpy(float)
     cases["called_tuned"] = decide(calibrated, cases["threshold"].to_numpy(float))
+    served = cases[columns("served", classes)].to_numpy(float)
+    cases["called_served"] = decide(served, cases["threshold_served"].to_numpy(float))
     return cases
+
+
+def _numbers(classes: list[str]) -> list[str]:
+    """The columns that are averaged where several answers become one."""
+    prefixes = ("p", "calibrated", "served")
+    return [*(c for prefix in prefixes for c in columns(prefix, classes)), "threshold", "threshold_served"]
+
+
+def same_answers(
+    cases: pd.DataFrame, classes: list[str], one: tuple[str, str, str], other: tuple[str, str, str]
+) -> bool:
+    """Whether two views (section, probability columns, call column) say the same of every image."""
+    p, q = (cases[columns(view[1], classes)].to_numpy(float) for view in (one, other))
+    return bool((p == q).all() and (cases[one[2]] == cases[other[2]]).all())
 
 
 def per_patient(cases: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
     """One row a patient: mean probabilities over the patient's images; the patient's class is the highest class index
     among them, so one COVID-19 image makes a COVID-19 patient."""
-    numbers = [*columns("p", classes), *columns("calibrated", classes), "threshold"]
     grouped = cases.groupby("patient_id", sort=True)
-    table = grouped[numbers].mean()
+    table = grouped[_numbers(classes)].mean()
     table["target"] = grouped["target"].max()
     return call(table.reset_index(), classes)
 

@@ -23,11 +23,14 @@ from chestflow.evaluation.evidence import (
     members,
     outcomes,
     over_folds,
+    summaries,
     summary,
 )
-from chestflow.evaluation.localisation import localise_cases, summarise_localisation
+from chestflow.evaluation.localisation import localise_cases, maps_of, summarise_localisation
 from chestflow.evaluation.metrics import confusion
-from chestflow.files import write_json, write_parquet
+from chestflow.evaluation.shortcut_section import flat as flat_shortcuts
+from chestflow.evaluation.shortcut_section import section as shortcut_section
+from chestflow.files import read_json, write_json, write_parquet
 
 
 def _flat(evidence: dict[str, Any]) -> dict[str, float]:
@@ -40,7 +43,8 @@ def _flat(evidence: dict[str, Any]) -> dict[str, float]:
                 flat[key + suffix] = float(value[part])
 
     for section, unit, prefix in (
-        ("metrics", "image", "test"), ("metrics", "patient", "test_patient"), ("tuned", "image", "test_tuned")
+        ("metrics", "image", "test"), ("metrics", "patient", "test_patient"), ("tuned", "image", "test_tuned"),
+        ("served", "image", "test_served"),
     ):  # fmt: skip
         for name, value in evidence[section][unit].items():
             put(f"{prefix}/{name}", value)
@@ -53,7 +57,7 @@ def _flat(evidence: dict[str, Any]) -> dict[str, float]:
     if evidence["ratio_only"]["available"]:
         put("ratio_only/auroc", evidence["ratio_only"]["baseline"]["auroc"])
     put("test/worst_subgroup_auroc", evidence["worst_subgroup"]["auroc"])
-    return flat
+    return {**flat, **flat_shortcuts(evidence["shortcut"])}
 
 
 def evaluate(name: str, params: Any, out: Path) -> None:
@@ -62,7 +66,8 @@ def evaluate(name: str, params: Any, out: Path) -> None:
     Args:
         name: in ``params.runs`` or ``params.ensembles``.
         params: the checked parameters (:class:`chestflow.config.Params`).
-        out: the folder of outs: predictions, calibration, manifest, splits, ratio and packs are read from it.
+        out: the folder of outs: predictions, calibration, manifest, splits, ratio, packs and the task's shortcuts are
+            read from it.
 
     Raises:
         DataError: one of these is missing or they do not fit together.
@@ -72,30 +77,31 @@ def evaluate(name: str, params: Any, out: Path) -> None:
     cases = load(name, params, out)
     pooled, pooling = pool(cases, classes)
     patients = per_patient(pooled, classes)
-    attention_run = params.ensembles[name].uniform if name in params.ensembles else name
-    run = params.runs[attention_run]
-    maps = localise_cases(cases, attention_run, out / "packs" / run.recipe, out, threshold=settings.attention_threshold)
+    run = params.runs[params.runs_of(name)[0]]
+    methods = dict.fromkeys(params.runs[member].method for member in params.runs_of(name))
+    attention_run = maps_of(name, params, out)
+    keeps = [params.recipes[params.runs[member].recipe].keep for member in params.runs_of(name)]
+    maps = localise_cases(cases, attention_run, out / "packs" / run.recipe, out, settings)
     scores = pd.DataFrame({"image_id": cases["image_id"]})
     scores["score"] = subgroups.ratio_scores(cases, task, out, params.folds)
     ratio_score = scores.groupby("image_id")["score"].mean().reindex(pooled["image_id"]).to_numpy(float)
     units = {"image": pooled, "patient": patients}
     y, called = (
         (pooled["target"] == len(classes) - 1).to_numpy(),
-        (pooled["called_tuned"] == len(classes) - 1).to_numpy(),
+        (pooled["called_served"] == len(classes) - 1).to_numpy(),
     )
+    measured = {unit: summaries(table, classes, params) for unit, table in units.items()}
     groups = subgroups.subgroups(pooled, classes, settings, params.seed)
     per_fold, across = over_folds(cases, classes)
     evidence: dict[str, Any] = {
-        "name": name, "kind": "ensemble" if name in params.ensembles else "run", "method": run.method,
-        "task": params.runs[attention_run].task, "classes": classes, "positive": classes[-1], "profile": params.profile,
+        "name": name, "kind": "ensemble" if name in params.ensembles else "run", "method": ", ".join(methods),
+        "task": run.task, "classes": classes, "positive": classes[-1], "profile": params.profile,
         "folds": params.folds, "pooling": pooling, "bootstrap": settings.bootstrap,
         "counts": {
             "images": len(pooled), "patients": len(patients), "sources": sorted(pooled["source"].unique()),
             "image": counts(pooled, classes), "patient": counts(patients, classes),
         },
-        **{
-            view[0]: {unit: summary(table, classes, view, params) for unit, table in units.items()} for view in VIEWS
-        },
+        **{view[0]: {unit: found[view[0]] for unit, found in measured.items()} for view in VIEWS},
         "analytic": {unit: analytic(table, classes, "called") for unit, table in units.items()},
         "per_class": {
             unit: {c: summary(table, classes, VIEWS[0], params, of=i) for i, c in enumerate(classes)}
@@ -105,7 +111,7 @@ def evaluate(name: str, params: Any, out: Path) -> None:
         "confusion": {
             unit: {
                 key: confusion(table["target"].to_numpy(), table[column].to_numpy(), len(classes))[0].astype(int)
-                for key, column in (("raw", "called"), ("tuned", "called_tuned"))
+                for key, column in (("raw", "called"), ("tuned", "called_tuned"), ("served", "called_served"))
             }
             for unit, table in units.items()
         },
@@ -115,7 +121,7 @@ def evaluate(name: str, params: Any, out: Path) -> None:
         ),
         "curves": {
             **curve_points(pooled, classes),
-            "decision": decision.decision_curve(y, pooled[f"calibrated_{classes[-1]}"].to_numpy(float)),
+            "decision": decision.decision_curve(y, pooled[f"served_{classes[-1]}"].to_numpy(float)),
         },
         "subgroups": groups, "worst_subgroup": subgroups.worst(groups),
         "sites_left_out": subgroups.sites_left_out(pooled, classes, settings, params.seed),
@@ -123,7 +129,8 @@ def evaluate(name: str, params: Any, out: Path) -> None:
         "ratio_groups": subgroups.ratio_table(pooled, ratio_score, classes, settings, params.seed),
         "localisation": summarise_localisation(maps, cases, classes, settings, attention_run, params.seed),
         "members": members(name, params, out, cases, classes),
-        "external": external(name, params, out, classes),
+        "external": external(name, params, out, classes, attention_run),
+        "shortcut": shortcut_section(read_json(out / "shortcuts" / f"{run.task}.json"), keeps),
     }  # fmt: skip
     evidence["reproduction"] = reproduction.rows(name, params, evidence)
     evidence["mlflow_metrics"] = _flat(evidence)

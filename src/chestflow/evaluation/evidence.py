@@ -10,14 +10,24 @@ import numpy as np
 import pandas as pd
 
 from chestflow.evaluation.calibration import reliability
-from chestflow.evaluation.cases import call, columns, load, pool
+from chestflow.evaluation.cases import call, columns, load, pool, same_answers
 from chestflow.evaluation.comparison import paired_delong
 from chestflow.evaluation.intervals import delong, wilson
+from chestflow.evaluation.localisation import localise_cases, summarise_localisation
 from chestflow.evaluation.metrics import measure, summarise
-from chestflow.files import read_parquet
+from chestflow.files import read_json, read_parquet
 
-#: (section, probability columns, call column, how it decides)
-VIEWS = (("metrics", "p", "called"), ("tuned", "calibrated", "called_tuned"))
+#: (section, probability columns, call column): raw, at the tuned operating point, and at the one in use
+VIEWS = (("metrics", "p", "called"), ("tuned", "calibrated", "called_tuned"), ("served", "served", "called_served"))
+
+
+def summaries(table: pd.DataFrame, classes: list[str], params: Any) -> dict[str, dict]:
+    """Each view's figures; a view whose answers are another one's shares them."""
+    found: dict[str, dict] = {}
+    for view in VIEWS:
+        twin = next((one for one in VIEWS if one[0] in found and same_answers(table, classes, one, view)), None)
+        found[view[0]] = summary(table, classes, view, params) if twin is None else found[twin[0]]
+    return found
 
 
 def summary(table: pd.DataFrame, classes: list[str], view: tuple[str, str, str], params: Any, **more: Any) -> dict:
@@ -61,7 +71,8 @@ def over_folds(cases: pd.DataFrame, classes: list[str]) -> tuple[list[dict[str, 
     """Each fold's figures, and their mean and sample deviation over folds."""
     rows = []
     for fold, part in call(cases, classes).groupby("fold"):
-        row: dict[str, Any] = {"fold": fold, "images": len(part), "threshold": float(part["threshold"].iloc[0])}
+        row: dict[str, Any] = {"fold": fold, "images": len(part)}
+        row |= {key: float(part[key].iloc[0]) for key in ("threshold", "threshold_served")}
         for section, prefix, called in VIEWS:
             p = part[columns(prefix, classes)].to_numpy(float)
             values = measure(part["target"].to_numpy(), p, part[called].to_numpy())
@@ -93,28 +104,20 @@ def _answers(run: str, params: Any, out: Path, classes: list[str]) -> np.ndarray
 
 
 def members(name: str, params: Any, out: Path, cases: pd.DataFrame, classes: list[str]) -> dict[str, Any] | None:
-    """For an ensemble: its two networks, the paper's weights and the tuned ones on the same test images, raw calls."""
+    """For an ensemble: its networks alone, the stated weights and the tuned ones on the same test images, raw calls."""
     if name not in params.ensembles:
         return None
     joined = params.ensembles[name]
+    if joined.kind == "mean":
+        return _mean_members(name, params, out, cases, classes)
     uniform, balanced = (_answers(part, params, out, classes) for part in (joined.uniform, joined.balanced))
     variants = {"uniform": uniform, "balanced": balanced}
     for which in ("paper", "tuned"):
         w = cases[f"w_{which}"].to_numpy(float)[:, None]
         variants[which] = w * uniform + (1 - w) * balanced
-    found: dict[str, Any] = {}
-    for which, mixed in variants.items():
-        table = cases.copy()
-        table[columns("p", classes)] = mixed
-        pooled, _ = pool(table, classes)
-        found[which] = summary(pooled, classes, VIEWS[0], params)
-        if which == "paper":
-            paper = pooled
-        if which == "tuned":
-            y = (pooled["target"] == len(classes) - 1).to_numpy()
-            own, printed = (t[f"p_{classes[-1]}"].to_numpy(float) for t in (pooled, paper))
-            test = paired_delong(y, own, printed, pooled["patient_id"].to_numpy())
-            found["tuned_minus_paper"] = {"auroc": test["difference"].json(), "p": test["p"]}
+    tables = {which: _answering(cases, mixed, classes) for which, mixed in variants.items()}
+    found: dict[str, Any] = {which: summary(table, classes, VIEWS[0], params) for which, table in tables.items()}
+    found["tuned_minus_paper"] = _gap(tables["tuned"], tables["paper"], classes)
     # Whether tuned weights replaced the paper's in a fold shows in the answers themselves.
     used = {
         str(fold): "paper" if (part["w"] == part["w_paper"]).all() else "tuned" for fold, part in cases.groupby("fold")
@@ -122,19 +125,64 @@ def members(name: str, params: Any, out: Path, cases: pd.DataFrame, classes: lis
     return {**found, "names": {"uniform": joined.uniform, "balanced": joined.balanced}, "used": used}
 
 
-def external(name: str, params: Any, out: Path, classes: list[str]) -> dict[str, Any] | None:
-    """Figures on external sets, per set; None where there are none. Folds' networks are averaged."""
+def _answering(cases: pd.DataFrame, p: np.ndarray, classes: list[str]) -> pd.DataFrame:
+    """The pooled cases with other raw probabilities (N, C)."""
+    table = cases.copy()
+    table[columns("p", classes)] = p
+    return pool(table, classes)[0]
+
+
+def _gap(first: pd.DataFrame, second: pd.DataFrame, classes: list[str]) -> dict[str, Any]:
+    """AUC of the first minus that of the second, on the same images."""
+    y = (first["target"] == len(classes) - 1).to_numpy()
+    one, other = (table[f"p_{classes[-1]}"].to_numpy(float) for table in (first, second))
+    test = paired_delong(y, one, other, first["patient_id"].to_numpy())
+    return {"auroc": test["difference"].json(), "p": test["p"]}
+
+
+def _mean_members(name: str, params: Any, out: Path, cases: pd.DataFrame, classes: list[str]) -> dict[str, Any]:
+    """``runs`` (each member's figures; ``names`` has their order), ``given`` and, where it was searched, ``tuned``: the
+    joint figures with those weights; ``weights`` and ``used`` by fold."""
+    runs = params.runs_of(name)
+    alone = {run: _answers(run, params, out, classes) for run in runs}
+    decided = {fold: read_json(out / "predictions" / name / str(fold) / "weights.json") for fold in params.folds}
+    tables: dict[str, pd.DataFrame] = {}
+    for which in ("given", "tuned"):
+        if all(found[which] for found in decided.values()):
+            shares = [cases["fold"].map({f: w[which]["weights"][run] for f, w in decided.items()}) for run in runs]
+            mixed = sum(s.to_numpy(float)[:, None] * alone[run] for s, run in zip(shares, runs, strict=True))
+            tables[which] = _answering(cases, np.asarray(mixed), classes)
+    found: dict[str, Any] = {which: summary(table, classes, VIEWS[0], params) for which, table in tables.items()}
+    if "tuned" in tables:
+        found["tuned_minus_given"] = _gap(tables["tuned"], tables["given"], classes)
+    found["runs"] = {run: summary(_answering(cases, p, classes), classes, VIEWS[0], params) for run, p in alone.items()}
+    found["weights"] = {str(fold): w["used"] for fold, w in decided.items()}
+    return {**found, "names": runs, "used": {str(fold): w["use"] for fold, w in decided.items()}}
+
+
+def external(name: str, params: Any, out: Path, classes: list[str], maps_run: str) -> dict[str, dict[str, Any]] | None:
+    """Figures on external sets, localisation included, per set; None where there are none. Folds' networks are
+    averaged; a map is looked at for each fold by itself.
+
+    Args:
+        maps_run: whose attention maps are looked at, see :func:`chestflow.evaluation.localisation.maps_of`.
+    """
     cases = load(name, params, out, "external")
     if cases.empty:
         return None
     pooled, how = pool(cases, classes)
-    return {
-        str(source): {
+    settings = params.evaluate
+    recipe = params.runs[params.runs_of(name)[0]].recipe
+    found = {}
+    for source, part in pooled.groupby("source"):
+        answers = cases[cases["source"] == source]
+        maps = localise_cases(answers, maps_run, out / "packs" / recipe, out, settings, "external")
+        found[str(source)] = {
             "images": len(part), "patients": int(part["patient_id"].nunique()), "pooling": how,
-            **{view[0]: summary(part, classes, view, params) for view in VIEWS},
-        }
-        for source, part in pooled.groupby("source")
-    }  # fmt: skip
+            **summaries(part, classes, params),
+            "localisation": summarise_localisation(maps, answers, classes, settings, maps_run, params.seed),
+        }  # fmt: skip
+    return found
 
 
 def counts(table: pd.DataFrame, classes: list[str]) -> dict[str, int]:
@@ -150,11 +198,13 @@ def outcomes(
     Where folds share test images, the localisation is that of the first fold that has the image.
     """
     kept = ["fold", "image_id", "patient_id", "task", "label", "source", "sex", "age", "site", "ratio", "target"]
-    answers = [*columns("p", classes), *columns("calibrated", classes), "threshold", "called", "called_tuned"]
+    answers = [c for prefix in ("p", "calibrated", "served") for c in columns(prefix, classes)]
+    answers += ["threshold", "threshold_served", "called", "called_tuned", "called_served"]
     table = pooled[[*kept, *answers]].copy()
     table.insert(0, "name", name)
     table["right"] = table["called"] == table["target"]
     table["right_tuned"] = table["called_tuned"] == table["target"]
+    table["right_served"] = table["called_served"] == table["target"]
     table["ratio_only"] = ratio_score
     if maps.empty:
         return table

@@ -17,7 +17,8 @@ from chestflow.data.packs import Pack
 from chestflow.errors import DataError
 from chestflow.evaluation.cases import ratio_group, ratio_groups
 from chestflow.evaluation.intervals import Value, cluster_weights, percentile_interval
-from chestflow.files import read_parquet
+from chestflow.files import ATTENTION_FILES, read_parquet
+from chestflow.imaging.regions import bounding_box, largest_components, slices
 
 LUNG_BIT, INFECTION_BIT = 1, 2
 #: Levels at which a linearly interpolated map is cut when its best IoU is sought.
@@ -93,7 +94,17 @@ def best_iou(mask: NDArray[np.bool_], cells: tuple[int, ...]) -> float:
     return max(best_block_iou(mask, cells), *(iou(filled >= level * highest, mask) for level in LEVELS))
 
 
-def localise(heat: NDArray, bits: NDArray[np.uint8], *, threshold: float, has_lung: bool) -> dict[str, Any]:
+def framed(marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The bounding boxes, filled, of the connected parts of at least a tenth of the largest."""
+    frames = np.zeros(marked.shape, dtype=bool)
+    for part in largest_components(marked, count=int(marked.sum()) or 1, min_share=0.1):
+        frames[slices(bounding_box(part))] = True
+    return frames
+
+
+def localise(
+    heat: NDArray, bits: NDArray[np.uint8], *, threshold: float, has_lung: bool, boxed: bool = False
+) -> dict[str, Any]:
     """How one map lies on one image's lesions and lungs.
 
     Args:
@@ -101,6 +112,7 @@ def localise(heat: NDArray, bits: NDArray[np.uint8], *, threshold: float, has_lu
         bits: masks on the picture's grid, (H, W) or (D, H, W): 1 lung, 2 infection.
         threshold: of the map, upsampled and scaled to [0, 1] (paper 004: beta = 0.4).
         has_lung: whether the lung mask is known.
+        boxed: whether the infection bit fills boxes; then the map's marked parts are boxed too, and compared so.
 
     Returns:
         ``iou`` and ``best_iou`` (NaN without a lesion); ``pointing``, whether the map's highest pixel lies in a lesion
@@ -116,50 +128,66 @@ def localise(heat: NDArray, bits: NDArray[np.uint8], *, threshold: float, has_lu
         found["energy_lung"] = float(full[(bits & LUNG_BIT) > 0].sum()) / total
     if lesion.any():
         # A map of zeros marks nothing, hits nothing: that is a miss and not an undefined value.
-        found["iou"] = iou((full >= threshold) & (full > 0), lesion)
+        marked = (full >= threshold) & (full > 0)
+        found["iou"] = iou(framed(marked) if boxed else marked, lesion)
         found["best_iou"] = best_iou(lesion, heat.shape)
         found["pointing"] = float(lesion.flat[int(np.argmax(full))]) if total > 0 else 0.0
         found["energy_lesion"] = float(full[lesion].sum()) / total if total > 0 else float("nan")
     return found
 
 
-def localise_cases(cases: pd.DataFrame, run: str, pack_folder: Path, out: Path, *, threshold: float) -> pd.DataFrame:
-    """Every test answer with a known lesion or lung mask; memory holds one map and one mask at a time.
+def maps_of(name: str, params: Any, out: Path) -> str:
+    """Whose attention maps stand for a run or an ensemble: its own where it has some, else its first network's."""
+    folds = [out / "predictions" / name / str(fold) for fold in params.folds]
+    return name if all((folder / "attention.npy").exists() for folder in folds) else str(params.runs_of(name)[0])
+
+
+def localise_cases(
+    cases: pd.DataFrame, run: str, pack_folder: Path, out: Path, settings: Any, role: str = "test"
+) -> pd.DataFrame:
+    """Every answer with a known lesion, box or lung mask; memory holds one map and one mask at a time.
 
     Args:
-        cases: with ``fold, image_id``.
-        run: whose attention.npy is read; its rows follow its test.parquet.
+        cases: with ``fold, image_id``, of the role.
+        run: whose attention maps are read; their rows follow its predictions of the role.
         pack_folder: the pack that the run was trained from.
         out: the folder of outs.
-        threshold: see :func:`localise`.
+        settings: ``params.evaluate``: ``attention_threshold`` for outlines, ``box_threshold`` for boxes.
+        role: test or external.
 
     Returns:
-        ``fold, image_id`` and :func:`localise`'s figures; empty where the run has no attention maps.
+        ``fold, image_id, truth`` (outline, boxes or none) and :func:`localise`'s figures; empty where the run has no
+        attention maps.
 
     Raises:
         DataError: maps and predictions do not belong together.
     """
     pack = Pack.open(pack_folder)
     known = pack.index.set_index("image_id")
+    origin = read_parquet(out / "segment" / "ratio.parquet").set_index("image_id")
+    drawn = origin["infection_from"] if "infection_from" in origin else pd.Series("none", index=origin.index)
     rows: list[dict[str, Any]] = []
     for fold, part in cases.groupby("fold"):
         folder = out / "predictions" / run / str(fold)
-        if not (folder / "attention.npy").exists():
+        file = folder / ATTENTION_FILES[role]
+        if not file.exists():
             continue
-        heats = np.load(folder / "attention.npy", mmap_mode="r")
-        place = {image: i for i, image in enumerate(read_parquet(folder / "test.parquet")["image_id"])}
+        heats = np.load(file, mmap_mode="r")
+        place = {image: i for i, image in enumerate(read_parquet(folder / f"{role}.parquet")["image_id"])}
         if len(heats) != len(place):
             raise DataError(f"attention maps of {run}, fold {fold}, do not fit its predictions: train it again")
         for image in part["image_id"]:
-            about = known.loc[image]
-            if not (about["has_lung"] or about["has_infection"]):
+            about, boxed = known.loc[image], drawn.get(image) == "boxes"
+            if not (about["has_lung"] or about["has_infection"] or boxed):
                 continue
             bits = np.asarray(pack.masks[int(about["row"])])
-            if not about["has_infection"]:
+            if not (about["has_infection"] or boxed):
                 bits = bits & LUNG_BIT
             heat = np.asarray(heats[place[image]], np.float32)
-            found = localise(heat, bits, threshold=threshold, has_lung=bool(about["has_lung"]))
-            rows.append({"fold": fold, "image_id": image, **found})
+            cut = settings.box_threshold if boxed else settings.attention_threshold
+            found = localise(heat, bits, threshold=cut, has_lung=bool(about["has_lung"]), boxed=boxed)
+            truth = "boxes" if boxed else "outline" if about["has_infection"] else "none"
+            rows.append({"fold": fold, "image_id": image, "truth": truth, **found})
     return pd.DataFrame(rows)
 
 
@@ -195,7 +223,8 @@ def average(part: pd.DataFrame, *, resamples: int, seed: int) -> dict[str, Any]:
 def summarise_localisation(
     maps: pd.DataFrame, cases: pd.DataFrame, classes: list[str], settings: Any, run: str, seed: int
 ) -> dict[str, Any]:
-    """Localisation over COVID-19 images with lesions, by infection-ratio group, and over other images with lesions.
+    """Localisation over COVID-19 images with outlined lesions, by infection-ratio group, over other images with
+    outlines, and over images with boxes, whatever they show.
 
     Args:
         maps: from :func:`localise_cases`.
@@ -212,7 +241,7 @@ def summarise_localisation(
     about = cases[["fold", "image_id", "patient_id", "target", "ratio"]]
     table = maps.merge(about, on=["fold", "image_id"], validate="one_to_one")
     positive = table["target"] == len(classes) - 1
-    lesion = table["iou"].notna()
+    lesion, boxed = table["iou"].notna() & (table["truth"] == "outline"), table["truth"] == "boxes"
     table["group"] = table["ratio"].map(lambda r: ratio_group(r, settings.ratio_cuts))
 
     def of(part: pd.DataFrame) -> dict[str, Any]:
@@ -223,5 +252,6 @@ def summarise_localisation(
     return {
         "available": True, "reason": None, "run": run, "threshold": threshold,
         "covid19": of(ill), "by_ratio": groups, "others": of(table[~positive & lesion]),
+        "boxes": {"threshold": settings.box_threshold, **of(table[boxed])} if boxed.any() else None,
         "all_images": of(table),
     }  # fmt: skip

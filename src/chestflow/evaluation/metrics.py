@@ -43,14 +43,14 @@ def decide(p: NDArray, threshold: ArrayLike | None = None) -> NDArray[np.int64]:
     Args:
         p: (N, C) probabilities, the positive class last.
         threshold: None calls the most probable class (with two classes: positive at 0.5 or above). Else, one number or
-            (N,): positive at that probability or above, otherwise the most probable of the other classes.
+            (N,): positive at that probability or above, otherwise the most probable of the other classes; NaN is None.
     """
+    most = (p[:, 1] >= 0.5).astype(np.int64) if p.shape[1] == 2 else np.argmax(p, axis=1)
     if threshold is None:
-        if p.shape[1] == 2:
-            return (p[:, 1] >= 0.5).astype(np.int64)
-        return np.argmax(p, axis=1)
-    rest = np.argmax(p[:, :-1], axis=1)
-    return np.where(p[:, -1] >= np.asarray(threshold), p.shape[1] - 1, rest).astype(np.int64)
+        return most
+    threshold, rest = np.asarray(threshold, float), np.argmax(p[:, :-1], axis=1)
+    cut = np.where(p[:, -1] >= threshold, p.shape[1] - 1, rest)
+    return np.where(np.isnan(threshold), most, cut).astype(np.int64)
 
 
 def confusion(y: NDArray, called: NDArray, classes: int, weights: NDArray | None = None) -> NDArray[np.float64]:

@@ -7,8 +7,10 @@ from typing import Any
 
 from chestflow.config import Params
 from chestflow.evaluation.comparison import compare
+from chestflow.evaluation.heatmap_grid import Grid, grids
 from chestflow.evaluation.report_data import Table, about_data
-from chestflow.evaluation.report_methods import about, summary
+from chestflow.evaluation.report_methods import about, picture, summary
+from chestflow.evaluation.report_shortcuts import shortcuts
 from chestflow.evaluation.reproduction import untrained
 from chestflow.files import atomic_path, read_json
 
@@ -58,6 +60,11 @@ def _untrained(params: Params) -> Table:
     return table
 
 
+def _grid(found: Grid) -> dict[str, Any]:
+    rows = [(truth, [picture(cell.png, cell.caption) for cell in cells]) for truth, cells in found.rows]
+    return {"task": found.task, "runs": found.runs, "rows": rows, "note": found.note}
+
+
 def page(params: Params, out: Path) -> str:
     """The page's HTML."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -75,7 +82,9 @@ def page(params: Params, out: Path) -> str:
         "sets": params.data.sets,
         "phantom": "phantom" in {source for e in found.values() for source in e["counts"]["sources"]},
         "summary": summary(found),
+        "shortcuts": shortcuts(found),
         "runs": [about(name, params, out) for name in names],
+        "grids": [_grid(found) for found in grids(params, out)],
         "comparison": _comparison(names, params, out),
         "reproduction": _reproduction(found),
         "untrained": _untrained(params),

@@ -57,15 +57,30 @@ def roles(splits: pd.DataFrame, folds: list[int]) -> Table:
     return table
 
 
+def about_splits(report: dict[str, Any]) -> tuple[str, list[dict[str, str]]]:
+    """What ``splits.json`` says beside the roles: who was excluded and why, as text, and the cohorts' warnings."""
+    said, warnings = [], []
+    for name, about in report["cohorts"].items():
+        count = sum(about["excluded"].values())
+        if count:
+            why = ", ".join(f"{reason.replace('_', ' ')} {n}" for reason, n in sorted(about["excluded"].items()))
+            said.append(f"Cohort {name}: {count} image{'' if count == 1 else 's'} excluded ({why}).")
+        warnings += [{"rule": "split", "message": sentence} for sentence in about["warnings"]]
+    return " ".join(said), warnings
+
+
 def about_data(out: Path, folds: list[int]) -> dict[str, Any]:
     """Everything that the page says about data, read from the stages' files."""
     manifest = read_parquet(out / "manifest.parquet")
     rejects = pd.read_csv(out / "rejects.csv")
     validation = read_json(out / "validation.json")
+    excluded, warnings = about_splits(read_json(out / "splits.json"))
+    placed = roles(read_parquet(out / "splits.parquet"), folds)
+    placed.note = f"{placed.note} {excluded}".strip()
     return {
         "flow": flow(manifest, rejects),
         "rejects": refused(rejects),
-        "roles": roles(read_parquet(out / "splits.parquet"), folds),
-        "warnings": [*validation["critical"], *validation["warnings"]],
+        "roles": placed,
+        "warnings": [*validation["critical"], *validation["warnings"], *warnings],
         "duplicates": " ".join(read_json(out / "pooling.json")["shared"]["sentences"]),
     }

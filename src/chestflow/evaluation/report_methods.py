@@ -12,6 +12,7 @@ import pandas as pd
 from chestflow.config import Params
 from chestflow.data.packs import Pack
 from chestflow.evaluation.gallery import gallery
+from chestflow.evaluation.localisation import maps_of
 from chestflow.evaluation.report_data import Table
 from chestflow.files import read_json, read_parquet
 from chestflow.methods import registry
@@ -42,20 +43,24 @@ def summary(found: dict[str, dict[str, Any]]) -> Table:
     for name, evidence in found.items():
         for unit in ("image", "patient"):
             number = evidence["counts"]["images" if unit == "image" else "patients"]
-            values = evidence["tuned"][unit]
+            values = evidence["served"][unit]
             table.rows.append([name, evidence["task"], unit, str(number), *(values.get(n) for n in SUMMARY)])
     return table
 
 
 def _metrics(evidence: dict[str, Any]) -> Table:
-    views = [("metrics", "at 0.5"), ("tuned", "tuned")]
+    raw = "at 0.5" if len(evidence["classes"]) == 2 else "most probable"
+    views = [("metrics", raw), ("tuned", "tuned"), ("served", "in use")]
     columns = [f"{unit}, {how}" for unit in ("image", "patient") for _, how in views]
     table = Table(["figure", *columns], text=["figure"])
     for key, name in SHOWN.items():
         if key in evidence["metrics"]["image"]:
             cells = [evidence[view][unit].get(key) for unit in ("image", "patient") for view, _ in views]
             table.rows.append([name, *cells])
-    table.note = "Intervals by a bootstrap over patients. A patient's probability is the mean over its images."
+    table.note = (
+        "Intervals by a bootstrap over patients. A patient's probability is the mean over its images. In use are the"
+        " raw temperature and threshold unless the tuned ones were better on the tune role beyond doubt."
+    )
     return table
 
 
@@ -73,7 +78,7 @@ def _groups(evidence: dict[str, Any]) -> Table:
     table = Table(["by", "group", "images", "positive", "AUC", "sensitivity", "specificity"], text=["by", "group"])
     table.title = "Subgroups"
     for entry in evidence["subgroups"]:
-        values = entry["tuned"]
+        values = entry["served"]
         cells = [values.get(k) for k in ("auroc", "sensitivity", "specificity")]
         table.rows.append([entry["by"], entry["group"], str(entry["images"]), str(entry["positives"]), *cells])
     return table
@@ -107,6 +112,8 @@ def _members(evidence: dict[str, Any]) -> Table | None:
     members = evidence["members"]
     if not members:
         return None
+    if "runs" in members:
+        return _mean_members(members)
     table = Table(["answer", *(SHOWN[k] for k in SUMMARY)], text=["answer"], title="The ensemble and its parts")
     for key, label in (
         ("uniform", "uniform network alone"), ("balanced", "size-balanced network alone"),
@@ -115,6 +122,21 @@ def _members(evidence: dict[str, Any]) -> Table | None:
         table.rows.append([label, *(members[key].get(k) for k in SUMMARY)])
     used = ", ".join(f"fold {fold}: {which}" for fold, which in members["used"].items())
     table.note = f"In use: {used}. The paper's values stay unless the tuned ones are better beyond doubt."
+    return table
+
+
+def _mean_members(members: dict[str, Any]) -> Table:
+    table = Table(["answer", *(SHOWN[k] for k in SUMMARY)], text=["answer"], title="The ensemble and its members")
+    for run in members["names"]:
+        table.rows.append([f"{run} alone", *(members["runs"][run].get(k) for k in SUMMARY)])
+    for key, label in (("given", "mean with the stated weights"), ("tuned", "mean with the tuned weights")):
+        if key in members:
+            table.rows.append([label, *(members[key].get(k) for k in SUMMARY)])
+    folds = [
+        f"fold {fold}: {members['used'][fold]} ({', '.join(f'{run} {shares[run]:.2f}' for run in members['names'])})"
+        for fold, shares in members["weights"].items()
+    ]
+    table.note = f"In use: {'; '.join(folds)}. The stated weights stay unless the tuned ones are better beyond doubt."
     return table
 
 
@@ -143,7 +165,7 @@ def _cases(name: str, out: Path, positive: str) -> tuple[pd.DataFrame, pd.DataFr
     """COVID-19 cases answered right, the surest first, and every wrong answer, the worst first, with captions."""
     cases = read_parquet(out / "evaluate" / name / "cases.parquet")
     cases["p"] = cases[f"p_{positive}"]
-    wrong, truth = cases["called_tuned"] != cases["target"], cases["target"] == cases["target"].max()
+    wrong, truth = cases["called_served"] != cases["target"], cases["target"] == cases["target"].max()
 
     def caption(row: Any) -> str:
         overlap = "" if math.isnan(row.iou) else f", IoU {row.iou:.2f}"
@@ -157,20 +179,30 @@ def _cases(name: str, out: Path, positive: str) -> tuple[pd.DataFrame, pd.DataFr
 
 def _deviations(name: str, params: Params) -> Table:
     table = Table(["run", "setting", "here", "paper", "why"], text=["run", "setting", "here", "paper"], wrap=["why"])
-    joined = params.ensembles.get(name)
-    for run in dict.fromkeys([joined.uniform, joined.balanced] if joined else [name]):
+    for run in params.runs_of(name):
         settings = params.runs[run]
         for row in registry.deviations(registry.get(settings.method), settings.config):
             table.rows.append([run, row["name"], str(row["value"]), str(row["paper"]), row["where"]])
     return table
 
 
+def _cited(name: str, params: Params) -> str:
+    """The methods behind a run or an ensemble."""
+    methods = dict.fromkeys(params.runs[run].method for run in params.runs_of(name))
+    cited = " ".join(registry.get(method).citation for method in methods)
+    joined = params.ensembles.get(name)
+    return cited if joined is None or joined.kind == "dual" else f"Mean of {', '.join(joined.parts)}. {cited}"
+
+
+def _whose(shown: str, name: str) -> str:
+    return f"Maps are {'the mean of its members' if shown == name else f'those of {shown}'}."
+
+
 def about(name: str, params: Params, out: Path) -> dict[str, Any]:
     """Everything that the page shows of one run or ensemble."""
     evidence = read_json(out / "evaluate" / f"{name}.json")
-    joined = params.ensembles.get(name)
-    shown_run = joined.uniform if joined else name
-    pack = Pack.open(out / "packs" / params.runs[shown_run].recipe)
+    parts, shown_run = params.runs_of(name), maps_of(name, params, out)
+    pack = Pack.open(out / "packs" / params.runs[parts[0]].recipe)
     folder = out / "evaluate" / name
     plots = [picture((folder / f"{k}.png").read_bytes(), t) for k, t in PLOTS.items() if (folder / f"{k}.png").exists()]
     right, wrong = _cases(name, out, evidence["positive"])
@@ -180,7 +212,7 @@ def about(name: str, params: Params, out: Path) -> dict[str, Any]:
     return {
         "name": name,
         "about": (
-            f"{registry.get(evidence['method']).citation} Task {evidence['task']}: {', '.join(evidence['classes'])}. "
+            f"{_cited(name, params)} Task {evidence['task']}: {', '.join(evidence['classes'])}. "
             f"{counts['images']} test images of {counts['patients']} patients, {evidence['pooling'].replace('_', ' ')}."
         ),
         "plots": plots,
@@ -189,6 +221,6 @@ def about(name: str, params: Params, out: Path) -> dict[str, Any]:
         "tables": [table for table in tables if table is not None],
         "right": [picture(s.png, s.caption) for s in shown[0]],
         "wrong": [picture(s.png, s.caption) for s in shown[1]],
-        "attention_note": f"Maps are those of {shown_run}." if joined else "",
+        "attention_note": "" if parts == [name] else _whose(shown_run, name),
         "deviations": _deviations(name, params),
     }

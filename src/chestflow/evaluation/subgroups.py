@@ -22,15 +22,25 @@ from chestflow.files import read_parquet
 #: Figures shown for a subgroup.
 SHOWN = ("auroc", "pr_auc", "sensitivity", "specificity", "accuracy", "balanced_accuracy", "macro_f1", "ece")
 RATIO_EPS = 1e-4
+#: The two of :data:`chestflow.evaluation.evidence.VIEWS` that a group is shown by.
+RAW, SERVED = ("metrics", "p", "called"), ("served", "served", "called_served")
 
 
 def figures(
-    part: pd.DataFrame, classes: list[str], *, resamples: int, seed: int, tuned: bool = False
+    part: pd.DataFrame, classes: list[str], *, resamples: int, seed: int, view: tuple[str, str, str] = RAW
 ) -> dict[str, Any]:
-    """:data:`SHOWN` of some images, as plain values with intervals over patients."""
+    """:data:`SHOWN` of some images, as plain values with intervals over patients.
+
+    Args:
+        part: the images.
+        classes: of the task.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+        view: of :data:`chestflow.evaluation.evidence.VIEWS`.
+    """
     if part.empty:
         return {name: Value(float("nan"), reason="no image in this group").json() for name in SHOWN}
-    prefix, called = ("calibrated", "called_tuned") if tuned else ("p", "called")
+    _, prefix, called = view
     values = summarise(
         part["target"].to_numpy(),
         part[columns(prefix, classes)].to_numpy(float),
@@ -51,7 +61,7 @@ def _entry(by: str, group: str, part: pd.DataFrame, classes: list[str], settings
         "positives": int((part["target"] == len(classes) - 1).sum()),
         "enough": len(part) >= settings.min_group,
         "metrics": figures(part, classes, resamples=settings.bootstrap, seed=seed),
-        "tuned": figures(part, classes, resamples=settings.bootstrap, seed=seed, tuned=True),
+        "served": figures(part, classes, resamples=settings.bootstrap, seed=seed, view=SERVED),
     }
 
 
@@ -98,14 +108,14 @@ def sites_left_out(cases: pd.DataFrame, classes: list[str], settings: Any, seed:
 
 
 def worst(entries: list[dict[str, Any]], figure: str = "auroc") -> dict[str, Any]:
-    """The lowest figure among the groups that are large enough and known; its value is null where none is."""
+    """The lowest served figure among the groups that are large enough and known; its value is null where none is."""
     able = [
-        e for e in entries if e["enough"] and e["group"] != "unknown" and not np.isnan(e["metrics"][figure]["value"])
+        e for e in entries if e["enough"] and e["group"] != "unknown" and not np.isnan(e["served"][figure]["value"])
     ]
     if not able:
         return {"by": None, "group": None, figure: Value(float("nan"), reason="no group is large enough").json()}
-    lowest = min(able, key=lambda e: e["metrics"][figure]["value"])
-    return {"by": lowest["by"], "group": lowest["group"], figure: lowest["metrics"][figure]}
+    lowest = min(able, key=lambda e: e["served"][figure]["value"])
+    return {"by": lowest["by"], "group": lowest["group"], figure: lowest["served"][figure]}
 
 
 def ratio_feature(ratio: NDArray) -> NDArray[np.float64]:

@@ -32,7 +32,8 @@ class PepxEncoder(nn.Module):
         reading: of the gates.
         final_gate: what the last gate weighs.
         dense_last: see :class:`~chestflow.nn.pepx.PepxStage`; for the last stage.
-        mode, dw_act, norm: of the PEPX blocks.
+        mode, dw_act: of the PEPX blocks.
+        norm: ``batch`` adds batch norm to every convolution and before h; the code has none.
 
     Raises:
         ValueError: an image side below 32, or settings that fit no network.
@@ -94,6 +95,8 @@ class PepxEncoder(nn.Module):
         cells = (size[0] // stride) * (size[1] // stride)
         self.flattened = widths[-1] * cells
         self.fc = nn.Linear(self.flattened, encoded)
+        # thousands of values above 0 feed this layer: a few steps can push all it makes below 0, for good
+        self.normalise = nn.BatchNorm1d(encoded) if norm == "batch" else nn.Identity()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, in_channels, H, W) to the last map (B, widths[-1], H / 32, W / 32) and h (B, encoded), both >= 0.
@@ -116,4 +119,4 @@ class PepxEncoder(nn.Module):
             raise ValueError(
                 f"the last map has {features[0].numel()} values, the network was made for {self.flattened}"
             )
-        return features, torch.relu(self.fc(features.flatten(1)))
+        return features, torch.relu(self.normalise(self.fc(features.flatten(1))))

@@ -64,19 +64,22 @@ def lung_share(masks: np.ndarray | None) -> float | None:
 
 
 def verdict(
-    relative: Sequence[float], share: float | None, found: Sequence[dict[str, Tensor]]
+    relative: Sequence[float], shares: Sequence[float | None], found: Sequence[dict[str, Tensor]]
 ) -> tuple[str, str] | None:
     """Reason and detail when an input should not be answered, else None.
 
     Args:
         relative: distance / threshold, one a network.
-        share: of lung; None is not judged.
+        shares: of lung as each network sees the input (recipes may frame it differently); None is not judged.
         found: the networks' statistics.
     """
-    ranges = [s["lung_area_range"].tolist() for s in found if "lung_area_range" in s]
-    if share is not None and ranges:
-        low, high = (statistics.median(r[end] for r in ranges) for end in (0, 1))
-        if not low <= share <= high:
+    judged = [
+        (share, *s["lung_area_range"].tolist())
+        for share, s in zip(shares, found, strict=True) if share is not None and "lung_area_range" in s
+    ]  # fmt: skip
+    if judged:
+        share, low, high = (statistics.median(one[part] for one in judged) for part in range(3))
+        if not (statistics.median(s - a for s, a, _ in judged) >= 0 <= statistics.median(b - s for s, _, b in judged)):
             return "lung_area", f"lungs fill {share:.1%} of the picture; in training {low:.1%} to {high:.1%}"
     middle = statistics.median(relative)
     if not middle <= 1.0:  # NaN abstains too
@@ -99,21 +102,21 @@ def false_abstention(bundle: Bundle, folder: Path, out: Path, *, device: str = "
     from chestflow.data.packs import Pack
     from chestflow.files import read_parquet
 
-    pack = Pack.open(out / "packs" / str(bundle.recipe["name"]))
+    packs = {m.run: Pack.open(out / "packs" / str(bundle.recipe_of(m.run)["name"])) for m in bundle.members}
     reasons: list[str | None] = []
     for fold in sorted({member.fold for member in bundle.members}):
         members = [member for member in bundle.members if member.fold == fold]
         test = read_parquet(out / "predictions" / members[0].run / str(fold) / "test.parquet")
-        rows = pack.rows_of(test["image_id"].tolist())
+        images = test["image_id"].tolist()
         found = [load_statistics(folder / member.folder) for member in members]
         relative = [
-            _distances(folder / member.folder, statistics_, pack, rows, device)
+            _distances(folder / member.folder, statistics_, packs[member.run], images, device)
             for member, statistics_ in zip(members, found, strict=True)
         ]
-        known = pack.index.set_index("row")["has_lung"]
-        for index, row in enumerate(rows):
-            masks = pack.gather([row])[1] if known.loc[row] else None
-            judged = verdict([float(r[index]) for r in relative], lung_share(masks), found)
+        shares = {run: _lung_shares(pack, images) for run, pack in packs.items()}
+        for index in range(len(images)):
+            each = [shares[member.run][index] for member in members]
+            judged = verdict([float(r[index]) for r in relative], each, found)
             reasons.append(None if judged is None else judged[0])
     return rate(reasons)
 
@@ -131,12 +134,18 @@ def rate(reasons: Sequence[str | None]) -> dict[str, Any]:
     return {"images": n, "abstained": k, "rate": p, "lo": float(low), "hi": float(high), **counts}
 
 
-def _distances(folder: Path, found: dict[str, Tensor], pack: Pack, rows: np.ndarray, device: str) -> np.ndarray:
+def _lung_shares(pack: Pack, images: list[str]) -> list[float | None]:
+    known = pack.index.set_index("row")["has_lung"]
+    rows = pack.rows_of(images)
+    return [lung_share(pack.gather([row])[1]) if known.loc[row] else None for row in rows]
+
+
+def _distances(folder: Path, found: dict[str, Tensor], pack: Pack, images: list[str], device: str) -> np.ndarray:
     from chestflow.training.hardware import choose_device
     from chestflow.training.inference import infer
     from chestflow.training.restore import load_network
 
     network, _ = load_network(folder)
     chosen = choose_device(device)
-    inferred = infer(network.to(chosen), pack, np.asarray(rows), device=chosen, batch_size=8)
+    inferred = infer(network.to(chosen), pack, np.asarray(pack.rows_of(images)), device=chosen, batch_size=8)
     return relative_distances(inferred.embedding, found)

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from chestflow.errors import ChestflowError, DataError
+from chestflow.errors import ChestflowError, DataError, TrainingError
+from chestflow.evaluation.calibration import OperatingPoint
 from chestflow.imaging.images import Volume
 from chestflow.serving import abstention, bundle, inputs
 from chestflow.serving.networks import Networks, Opinion
@@ -32,13 +33,13 @@ class Answer:
         model: name and version.
         notice: what must stand before the answer where the model was trained on phantoms; else empty.
         reason, detail: why there is no answer.
-        label: the class; covid19 where its probability reaches the threshold.
+        label: the class; covid19 where its probability reaches the threshold, else the most probable other one.
         probability: of covid19, calibrated.
         low, high: the range over the folds' networks; null where there is one fold only.
-        threshold: the operating point.
+        threshold: the operating point; null where the most probable class is called.
         probabilities: of each class.
         ratio: infection / lung where an infection mask was given, else ``unknown``.
-        network: which network answered: single, ensemble, or uniform where the ratio is unknown.
+        network: which network answered: single, ensemble, or dual sampling's uniform where the ratio is unknown.
         unusual: distance from the training set / limit; above 1 abstains.
         overlay: where the heat map was written.
     """
@@ -145,8 +146,6 @@ class Predictor:
     def _decide(
         self, image: Radiograph | Volume, infection: np.ndarray | None, basis: dict[str, Any], overlay: Path | None
     ) -> Answer:
-        from chestflow.data.recipes import apply
-
         lung, bits, ratio = self.lungs(image), None, None
         if lung is not None:
             # an infection lies in the lungs, as when the training images were segmented
@@ -155,62 +154,79 @@ class Predictor:
             if infection is not None and inside.any():
                 ratio = float(infection.sum() / inside.sum())
         try:
-            packed, masks, geometry = apply(image, bits, self.bundle.recipe)
+            opinions = self.networks.ask(image, bits, self._parts(ratio))
+        except TrainingError:
+            raise
         except ChestflowError as error:
             return Answer(**basis, status=UNREADABLE, reason="unsupported", detail=str(error))
-        share = abstention.lung_share(masks)
-        known = masks if masks is not None and share else None
-        opinions = self.networks.ask(packed, known, self._parts(ratio))
+        if not all(opinion.frame.geometry["kept"] for opinion in opinions):
+            detail = "no lungs can be found, and this model was trained on pictures cut by their lungs"
+            return Answer(**basis, status=ABSTAINED, reason="lung_area", detail=detail)
         found = [self.networks.statistics(opinion.member) for opinion in opinions]
-        judged = abstention.verdict([opinion.relative for opinion in opinions], share, found)
+        judged = abstention.verdict([o.relative for o in opinions], [o.share for o in opinions], found)
         unusual = float(np.median([opinion.relative for opinion in opinions]))
         shown: float | str = UNKNOWN if ratio is None else ratio
         if judged is not None:
             return Answer(**basis, status=ABSTAINED, reason=judged[0], detail=judged[1], ratio=shown, unusual=unusual)
         probabilities, spread = self.probabilities(opinions, ratio)
         classes, positive = self.bundle.classes, float(probabilities[-1])
-        others = int(np.argmax(probabilities[:-1]))
+        point, others = self._point(ratio), int(np.argmax(probabilities[:-1]))
+        called = positive >= (probabilities[others] if point.threshold is None else point.threshold)
         answer = Answer(
             **basis,
             status=ANSWERED,
-            label=classes[-1] if positive >= self.bundle.threshold else classes[others],
+            label=classes[-1] if called else classes[others],
             probability=positive,
             low=spread[0] if spread else None,
             high=spread[1] if spread else None,
-            threshold=self.bundle.threshold,
+            threshold=point.threshold,
             probabilities={name: round(float(p), 6) for name, p in zip(classes, probabilities, strict=True)},
             ratio=shown,
-            network="single" if self.bundle.weighting is None else "ensemble" if ratio is not None else "uniform",
+            network=self._network(ratio),
             unusual=unusual,
             overlay=None if overlay is None else str(overlay),
         )
         if overlay is not None:
             from chestflow.serving.overlay import write
 
-            write(overlay, answer, image, geometry, self.heat(opinions, ratio), packed.shape)
+            write(overlay, answer, image, self.heat(opinions, ratio))
         return answer
 
     def _parts(self, ratio: float | None) -> set[str]:
         """Which networks are asked: without a ratio the balanced one has no weight."""
         if self.bundle.weighting is None:
-            return {"single"}
+            return {"member"} if self.bundle.shares else {"single"}
         return {"uniform"} if ratio is None else {"uniform", "balanced"}
 
+    def _network(self, ratio: float | None) -> str:
+        if self.bundle.weighting is None:
+            return "ensemble" if self.bundle.shares else "single"
+        return "uniform" if ratio is None else "ensemble"
+
+    def _point(self, ratio: float | None) -> OperatingPoint:
+        """How the answer is scaled and called: a network that answers alone has its own operating point."""
+        alone = self._network(ratio) == "uniform" and self.bundle.uniform is not None
+        return self.bundle.uniform if alone and self.bundle.uniform is not None else self.bundle.point
+
     def _weight(self, opinion: Opinion, ratio: float | None) -> float:
+        if self.bundle.shares:
+            return self.bundle.shares[opinion.member.run]
         if self.bundle.weighting is None or ratio is None:
             return 1.0
         w = self.bundle.weighting.at(ratio)
         return w if opinion.member.part == "uniform" else 1.0 - w
 
     def _combine(self, opinions: list[Opinion], ratio: float | None) -> np.ndarray:
-        """Logits averaged over folds, then the parts' probabilities joined by w, then the temperature."""
-        if self.bundle.weighting is None:
-            return softmax(np.mean([opinion.logits for opinion in opinions], axis=0) / self.bundle.temperature)
+        """Logits averaged over folds, then the runs' probabilities joined by weight, then the temperature."""
+        temperature = self._point(ratio).temperature
+        runs = list(dict.fromkeys(opinion.member.run for opinion in opinions))
+        if len(runs) == 1:
+            return softmax(np.mean([opinion.logits for opinion in opinions], axis=0) / temperature)
         joined = np.zeros(len(self.bundle.classes))
-        for part in sorted({opinion.member.part for opinion in opinions}):
-            mine = [opinion for opinion in opinions if opinion.member.part == part]
+        for run in runs:
+            mine = [opinion for opinion in opinions if opinion.member.run == run]
             joined += self._weight(mine[0], ratio) * softmax(np.mean([o.logits for o in mine], axis=0))
-        return softmax(np.log(np.clip(joined, EPS, 1 - EPS)) / self.bundle.temperature)
+        return softmax(np.log(np.clip(joined, EPS, 1 - EPS)) / temperature)
 
     def probabilities(
         self, opinions: list[Opinion], ratio: float | None
@@ -222,11 +238,31 @@ class Predictor:
         return whole, (min(each), max(each)) if len(each) > 1 else None
 
     def heat(self, opinions: list[Opinion], ratio: float | None) -> np.ndarray | None:
-        """The networks' maps, weighted as their probabilities are, in [0, 1]; None where none has one."""
-        maps = [(o.heat, self._weight(o, ratio)) for o in opinions if o.heat is not None]
-        total = sum(weight for _, weight in maps)
-        if not maps or total <= 0:
+        """The networks' maps on the original grid, weighted as their probabilities are, in [0, 1].
+
+        Maps of one size and recipe are averaged as they are, others on the original grid. None where none has one.
+        """
+        from chestflow.serving.overlay import full_heat
+
+        groups: dict[tuple[str, tuple[int, ...]], list[tuple[Opinion, np.ndarray, float]]] = {}
+        for opinion in opinions:
+            weight = self._weight(opinion, ratio)
+            if opinion.heat is not None and weight > 0:
+                key = (opinion.frame.recipe, opinion.heat.shape)
+                groups.setdefault(key, []).append((opinion, opinion.heat, weight))
+        alone = len(groups) == 1
+        full = None
+        for group in groups.values():
+            total, frame = sum(weight for _, _, weight in group), group[0][0].frame
+            heat = np.asarray(sum(weight * heat for _, heat, weight in group)) / total
+            part = full_heat(_ranged(heat) if alone else heat, frame.geometry, frame.shape)
+            full = total * part if full is None else full + total * part
+        if full is None:
             return None
-        heat = sum(weight * heat for heat, weight in maps) / total
-        low, high = float(np.min(heat)), float(np.max(heat))
-        return np.asarray((heat - low) / (high - low)) if high > low else np.zeros_like(heat)
+        return part if alone else _ranged(full)
+
+
+def _ranged(heat: np.ndarray) -> np.ndarray:
+    """To [0, 1] by its own range; a constant map becomes zeros."""
+    low, high = float(np.min(heat)), float(np.max(heat))
+    return np.asarray((heat - low) / (high - low)) if high > low else np.zeros_like(heat)

@@ -10,11 +10,12 @@ import hashlib
 import json
 import shutil
 import statistics
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from chestflow.errors import DataError, TrackingError
+from chestflow.evaluation.calibration import OperatingPoint, operating_points
 from chestflow.files import read_json, sha256_file, write_json
 
 FILE, EVIDENCE, LUNGS = "bundle.json", "evaluation.json", "cxr_lungs.safetensors"
@@ -24,7 +25,7 @@ PHANTOM_NOTICE = "PHANTOM MODEL, not for patients"
 
 @dataclass(frozen=True)
 class Member:
-    """One trained network; ``part`` is ``single``, or ``uniform`` or ``balanced`` in an ensemble of the two."""
+    """A trained network; ``part`` is single, uniform or balanced (dual sampling), or member (of a mean)."""
 
     run: str
     fold: int
@@ -51,7 +52,15 @@ class Weighting:
 
 @dataclass(frozen=True)
 class Bundle:
-    """How a model version answers. ``classes`` are in index order, the positive one last."""
+    """How a model version answers. ``classes`` are in index order, the positive one last.
+
+    Attributes:
+        recipe: that of the first network's input; ``recipes`` holds, by run, those that differ from it.
+        weighting: w by infection ratio, in dual sampling.
+        shares: each run's weight in a mean, summing to 1; empty for any other model.
+        temperature, threshold: the operating point; without a threshold the most probable class is called.
+        uniform: that of dual sampling's uniform network, which answers alone where the ratio is unknown.
+    """
 
     name: str
     profile: str
@@ -62,11 +71,23 @@ class Bundle:
     members: tuple[Member, ...]
     weighting: Weighting | None
     temperature: float
-    threshold: float
+    threshold: float | None
     segmentation: dict[str, float]
     phantom: bool
     licences: tuple[str, ...]
     commercial_use: str  # yes | no | unstated
+    recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    shares: dict[str, float] = field(default_factory=dict)
+    uniform: OperatingPoint | None = None
+
+    @property
+    def point(self) -> OperatingPoint:
+        """The operating point of the whole."""
+        return OperatingPoint(self.temperature, self.threshold)
+
+    def recipe_of(self, run: str) -> dict[str, Any]:
+        """How a run's input is prepared."""
+        return self.recipes.get(run, self.recipe)
 
     @property
     def notice(self) -> str:
@@ -86,7 +107,7 @@ def write(bundle: Bundle, folder: Path, out: Path, *, lungs: bool = True, calibr
         for name in NETWORK_FILES:
             _copy(out / "train" / member.run / str(member.fold) / name, target / name)
     for file in calibration:
-        target = folder / "calibration" / file.parent.name / file.name
+        target = folder / "tune" / file.parent.parent.name / file.parent.name / file.name
         target.parent.mkdir(parents=True, exist_ok=True)
         _copy(file, target)
     _copy(out / "evaluate" / f"{bundle.name}.json", folder / EVIDENCE)
@@ -111,12 +132,13 @@ def read(folder: Path) -> Bundle:
     """
     try:
         values = read_json(folder / FILE)
-        weighting = values.pop("weighting")
+        weighting, uniform = values.pop("weighting"), values.pop("uniform", None)
         members = tuple(Member(**member) for member in values.pop("members"))
         lists: dict[str, Any] = {name: tuple(values.pop(name)) for name in ("classes", "licences")}
         return Bundle(
-            **values, **lists, members=members, weighting=Weighting(**weighting) if weighting is not None else None
-        )
+            **values, **lists, members=members, weighting=Weighting(**weighting) if weighting is not None else None,
+            uniform=OperatingPoint(**uniform) if uniform is not None else None,
+        )  # fmt: skip
     except (DataError, KeyError, TypeError, AttributeError) as error:
         raise TrackingError(f"the model's {FILE} cannot be used ({error}): register the model again") from None
 
@@ -134,13 +156,27 @@ def seal(folder: Path) -> str:
     return hashlib.sha256(both.encode()).hexdigest()[:32]
 
 
-def calibrated(files: list[Path]) -> tuple[float, float]:
-    """Temperature and threshold: the medians over folds of the tuned values, which evaluate measures as ``tuned``."""
-    values = [read_json(file) for file in files]
-    return (
-        statistics.median(float(value["temperature"]) for value in values),
-        statistics.median(float(value["threshold"]) for value in values),
+def calibrated(files: list[Path]) -> OperatingPoint:
+    """The operating point in use, the median over folds, which evaluate measures as ``served``.
+
+    The most probable class is called where at least half of the folds call it.
+    """
+    points = [operating_points(file)[1] for file in files]
+    cuts = [point.threshold for point in points if point.threshold is not None]
+    return OperatingPoint(
+        statistics.median(point.temperature for point in points),
+        statistics.median(cuts) if 2 * len(cuts) > len(points) else None,
     )
+
+
+def averaged(files: list[Path]) -> dict[str, float]:
+    """Each run's weight in a mean, those in use: medians over folds, made to sum to 1."""
+    used = [read_json(file)["used"] for file in files]
+    middle = {run: statistics.median(float(one[run]) for one in used) for run in used[0]}
+    total = sum(middle.values())
+    if not total > 0:  # each fold leaves out other members
+        return {run: statistics.fmean(float(one[run]) for one in used) for run in middle}
+    return {run: share / total for run, share in middle.items()}
 
 
 def weighted(files: list[Path]) -> Weighting:

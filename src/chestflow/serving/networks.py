@@ -9,11 +9,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from chestflow.serving.abstention import load_statistics, relative_distances
+from chestflow.serving.abstention import load_statistics, lung_share, relative_distances
 from chestflow.serving.bundle import Bundle, Member
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+
+    from chestflow.data.recipes import Geometry
+    from chestflow.imaging.images import Volume
+    from chestflow.imaging.read import Radiograph
 
 
 @dataclass(frozen=True)
@@ -25,16 +29,35 @@ class Opinion:
         logits: (C,) float64.
         relative: distance of the embedding / threshold; above 1 is unusual.
         heat: (h, w) or (d, h, w) in [0, 1]; None where the network has no map.
+        share: of lung in the input as this network saw it; None where no lungs are known.
+        frame: how its grid lies on the original one.
     """
 
     member: Member
     logits: np.ndarray
     relative: float
     heat: np.ndarray | None
+    share: float | None
+    frame: Frame
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Where a prepared input lies on the original grid.
+
+    Attributes:
+        recipe: its name.
+        geometry: of the resampling.
+        shape: of the prepared grid.
+    """
+
+    recipe: str
+    geometry: Geometry
+    shape: tuple[int, ...]
 
 
 class _Sample:
-    """One input in the form of a pack."""
+    """One input in the form of a pack; without masks no lungs are known."""
 
     def __init__(self, image: np.ndarray, masks: np.ndarray | None) -> None:
         self.data, self.masks = image[None], None if masks is None else masks[None]
@@ -70,25 +93,36 @@ class Networks:
             self._loaded[member] = load_network(self.folder / member.folder)[0]
         return self._loaded[member]
 
-    def ask(self, image: np.ndarray, masks: np.ndarray | None, parts: set[str]) -> list[Opinion]:
-        """What the networks of these parts say.
+    def ask(self, image: Radiograph | Volume, masks: np.ndarray | None, parts: set[str]) -> list[Opinion]:
+        """What the networks of these parts say, each of the input as its own recipe prepares it.
 
         Args:
-            image: (H, W) uint8 or (D, H, W) int16 HU on the recipe's grid.
+            image: on its original grid.
             masks: bits of the same shape, lung known; or None.
-            parts: ``single``, ``uniform``, ``balanced``.
+            parts: of :class:`chestflow.serving.bundle.Member`.
+
+        Raises:
+            ChestflowError: a recipe cannot be applied to the image.
         """
         import torch
 
+        from chestflow.data.recipes import apply
         from chestflow.training.inference import infer
 
-        opinions = []
+        opinions, prepared = [], {}
         for member in self.bundle.members:
             if member.part not in parts:
                 continue
+            recipe = self.bundle.recipe_of(member.run)
+            name = str(recipe["name"])
+            if name not in prepared:
+                packed, bits, geometry = apply(image, masks, recipe)
+                share = lung_share(bits)
+                prepared[name] = (_Sample(packed, bits if share else None), share, Frame(name, geometry, packed.shape))
+            sample, share, frame = prepared[name]
             found = infer(
                 self.network(member),
-                _Sample(image, masks),
+                sample,
                 np.zeros(1, np.int64),
                 device=torch.device("cpu"),
                 batch_size=1,
@@ -96,5 +130,5 @@ class Networks:
             )
             heat = None if found.attention is None else found.attention[0].astype(np.float32)
             relative = float(relative_distances(found.embedding, self.statistics(member))[0])
-            opinions.append(Opinion(member, found.logits[0].astype(np.float64), relative, heat))
+            opinions.append(Opinion(member, found.logits[0].astype(np.float64), relative, heat, share, frame))
         return opinions

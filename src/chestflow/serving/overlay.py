@@ -39,14 +39,11 @@ def full_heat(heat: np.ndarray, geometry: Geometry, packed: tuple[int, ...]) -> 
     return restore(grid, geometry).clip(0, 1)
 
 
-def render(
-    answer: Answer, image: Radiograph | Volume, geometry: Geometry, heat: np.ndarray | None, packed: tuple[int, ...]
-) -> np.ndarray:
+def render(answer: Answer, image: Radiograph | Volume, full: np.ndarray | None) -> np.ndarray:
     """RGB uint8: the picture, its overlay beside it, and lines of text above; the notice in red.
 
-    Of a volume the axial slice with the most heat is shown.
+    Of a volume the axial slice with the most heat is shown. ``full`` is the heat on the original grid, in [0, 1].
     """
-    full = None if heat is None else full_heat(heat, geometry, packed)
     if isinstance(image, Volume):
         z = volume_slice(image.hu, full if full is not None else np.zeros(image.hu.shape, np.float32), None)
         grey, shown = window_uint8(image.hu[z]), None if full is None else full[z]
@@ -54,8 +51,9 @@ def render(
         grey, shown = image.uint8(), full
     pair = np.concatenate([blend(grey, None, size=SIZE), blend(grey, shown, size=SIZE)], axis=1)
     spread = "" if answer.low is None else f" ({answer.low:.2f} to {answer.high:.2f})"
+    cut = "most probable class" if answer.threshold is None else f"threshold {answer.threshold:.3f}"
     lines = [
-        f"{answer.label}   p(covid19) {answer.probability:.3f}{spread}   threshold {answer.threshold:.3f}",
+        f"{answer.label}   p(covid19) {answer.probability:.3f}{spread}   {cut}",
         f"{answer.model}   no medical device",
     ]
     banner = np.zeros((LINE * (len(lines) + bool(answer.notice)) + 8, pair.shape[1], 3), np.uint8)
@@ -77,16 +75,9 @@ def _text(picture: np.ndarray, line: str, row: int) -> None:
     cv2.putText(picture, line, place, font, scale, WHITE, 1, cv2.LINE_AA)
 
 
-def write(
-    path: Path,
-    answer: Answer,
-    image: Radiograph | Volume,
-    geometry: Geometry,
-    heat: np.ndarray | None,
-    packed: tuple[int, ...],
-) -> None:
+def write(path: Path, answer: Answer, image: Radiograph | Volume, full: np.ndarray | None) -> None:
     """Write :func:`render`'s picture as PNG."""
-    done, encoded = cv2.imencode(".png", render(answer, image, geometry, heat, packed)[..., ::-1])
+    done, encoded = cv2.imencode(".png", render(answer, image, full)[..., ::-1])
     if not done:
         raise OSError(f"the overlay {path.name} could not be encoded")
     with atomic_path(path) as temporary:

@@ -47,6 +47,11 @@ def attach_studies(client: MlflowClient, run_id: str, studies: dict[str, Path]) 
                 for key in ("temperature", "threshold", "w_extreme", "w_middle", "cut_low", "cut_high")
                 if isinstance(value.get(key), int | float)
             }
+            used = value.get("used") or {}
+            if "members" in value:
+                chosen |= {f"used/{name}/weight_{run}": float(used[run]) for run in value["members"]}
+            if isinstance(value.get("default"), dict):
+                chosen |= {f"used/{name}/{key}": v for key, v in value["default"].items() if v is not None}
             log_metrics(client, run_id, chosen)
             trials = value.get("trials") or []
             if trials:

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-#: The section whose answers are calibrated and called at the tuned threshold, as a served model's are.
-SERVED = "tuned"
+#: The section whose answers are scaled and called as a served model's are.
+SERVED = "served"
 
 
 @dataclass(frozen=True)
@@ -27,6 +27,27 @@ class Subgroup:
     name: str
     images: int
     auroc: Figure
+
+
+@dataclass(frozen=True)
+class Shortcut:
+    """How well the source is told from ``view``, and what the source tells about the class.
+
+    Attributes:
+        source_auroc: of telling the source; its ``why`` says why it is undefined.
+        view: the part of the picture.
+        class_from_source: balanced accuracy of guessing COVID-19 from the source alone.
+        one_source: there is no second one to be told from the first.
+        confounded: COVID-19 and the source coincide.
+        sentence: what a reader must know about the two.
+    """
+
+    source_auroc: Figure
+    view: str
+    class_from_source: Figure
+    one_source: bool
+    confounded: bool
+    sentence: str
 
 
 def _number(value: Any) -> float:
@@ -63,16 +84,31 @@ def subgroups(evidence: dict[str, Any]) -> list[Subgroup] | None:
     ]
 
 
-def shortcut(evidence: dict[str, Any]) -> Figure | None:
-    """AUROC of telling the source from the picture's border alone; None while nobody has measured it."""
+def shortcut(evidence: dict[str, Any]) -> Shortcut | None:
+    """Whether the source can be told without the disease; None while nobody has measured it, or could."""
     found = evidence.get("shortcut", {})
-    return figure(found["source_auroc"]) if isinstance(found, dict) and "source_auroc" in found else None
+    if not isinstance(found, dict) or "source_auroc" not in found:
+        return None
+    return Shortcut(
+        source_auroc=figure(found["source_auroc"]),
+        view=str(found.get("judged") or "border"),
+        class_from_source=figure(found.get("class_from_source")),
+        one_source=len(found.get("sources", ())) == 1,
+        confounded=bool(found.get("confounded", False)),
+        sentence=str(found.get("sentence") or ""),
+    )
+
+
+def why_no_shortcut(evidence: dict[str, Any]) -> str:
+    """Why :func:`shortcut` is None."""
+    found = evidence.get("shortcut", {})
+    return str(found.get("reason") or "") if isinstance(found, dict) else ""
 
 
 def uniform_alone(evidence: dict[str, Any]) -> Figure | None:
-    """AUROC of an ensemble's uniform network, which answers where the infection ratio is unknown; None for a run."""
+    """AUROC of a dual-sampling ensemble's uniform network, which answers where the infection ratio is unknown."""
     members = evidence.get("members")
-    return figure(members["uniform"]["auroc"]) if members else None
+    return figure(members["uniform"]["auroc"]) if members and "uniform" in members else None
 
 
 def mlflow_metrics(evidence: dict[str, Any]) -> dict[str, float]:
@@ -84,6 +120,6 @@ def fold_metrics(evidence: dict[str, Any], fold: int) -> dict[str, float]:
     """The same names for one fold's test images, without intervals; empty where the fold was not evaluated."""
     for row in evidence.get("per_fold", []):
         if row["fold"] == fold:
-            sections = (("test", row["metrics"]), ("test_tuned", row[SERVED]))
+            sections = (("test", row["metrics"]), ("test_tuned", row["tuned"]), ("test_served", row[SERVED]))
             return {f"{at}/{k}": float(v) for at, found in sections for k, v in found.items() if v is not None}
     return {}

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 STAGING, PRODUCTION = "staging", "production"
 TARGETS = (STAGING, PRODUCTION)
+#: Upper end of the interval of guessing COVID-19 from the source (0.5 is chance) up to which the two are unrelated.
+UNRELATED = 0.60
 
 
 @dataclass(frozen=True)
@@ -49,12 +51,15 @@ def _worst_subgroup(found: dict[str, Any], bound: float, smallest: int, target: 
     groups = read.subgroups(found)
     if groups is None:
         return _at_least(gate, math.nan, bound, "the evaluation holds no subgroups")
-    large = [group for group in groups if group.images >= smallest and math.isfinite(group.auroc.value)]
-    if not large:
-        note = f"no subgroup of {smallest} or more images can be judged"
+    large = [group for group in groups if group.images >= smallest]
+    able = [group for group in large if math.isfinite(group.auroc.value)]
+    undefined = [f"{group.name} ({group.images} images)" for group in large if group not in able]
+    unjudged = f"; not judged, AUROC undefined: {', '.join(undefined)}" if undefined else ""
+    if not able:
+        note = f"no subgroup of {smallest} or more images can be judged{unjudged}"
         return Verdict(gate, "not measured", f"at least {bound:.3f}", target == STAGING, note=note)
-    worst = min(large, key=lambda group: group.auroc.value)
-    return _at_least(gate, worst.auroc.value, bound, f"{worst.name} ({worst.images} images)")
+    worst = min(able, key=lambda group: group.auroc.value)
+    return _at_least(gate, worst.auroc.value, bound, f"{worst.name} ({worst.images} images){unjudged}")
 
 
 def _uniform_alone(found: dict[str, Any], bound: float) -> list[Verdict]:
@@ -65,12 +70,31 @@ def _uniform_alone(found: dict[str, Any], bound: float) -> list[Verdict]:
     return [_at_least("AUROC without a ratio, lower bound", alone.lo, bound, f"value {_shown(alone.value)}")]
 
 
-def _shortcut(found: dict[str, Any], bound: float) -> Verdict:
-    gate = "source from the border, AUROC"
+def _shortcut(found: dict[str, Any], bound: float, target: str) -> Verdict:
+    """Refuses where the network may have learned the hospital: it can be told from the picture, and tells the class.
+
+    Where class and source coincide, no figure on these images can show that the disease was learned, however badly a
+    simple probe tells the sources. Where they have nothing to do with each other, telling the source helps nobody.
+    """
+    gate, limit = "source from the border, AUROC", f"at most {bound:.3f}"
     measured = read.shortcut(found)
     if measured is None:
-        return Verdict(gate, "not measured", f"at most {bound:.3f}", True, note="counts once it is measured")
-    return _at_most(gate, measured.value, bound)
+        note = read.why_no_shortcut(found) or "counts once it is measured"
+        return Verdict(gate, "not measured", limit, True, note=note)
+    if measured.one_source:
+        return Verdict(gate, "not measured", limit, True, note="one source: nothing to judge")
+    value = measured.source_auroc.value
+    if measured.confounded:
+        return Verdict(gate, _shown(value), limit, False, note=measured.sentence)
+    if not math.isfinite(value):
+        return Verdict(gate, "not measured", limit, target == STAGING, note=measured.source_auroc.why)
+    told = measured.class_from_source
+    note = f"from {measured.view}" if measured.view != "border" else ""
+    if value > bound:
+        note = f"COVID-19 guessed from the source: balanced accuracy {_shown(told.value)}, at most {_shown(told.hi)}"
+        if told.hi <= UNRELATED:
+            return Verdict(gate, _shown(value), limit, True, note=f"{note}: knowing the source does not help")
+    return _at_most(gate, value, bound, note)
 
 
 def judge(
@@ -102,7 +126,7 @@ def judge(
         _at_most("calibration error (ECE)", ece.value, gates.ece_max),
         _worst_subgroup(found, gates.worst_subgroup_auroc, smallest_subgroup, target),
         *_uniform_alone(found, gates.auroc_lo),
-        _shortcut(found, gates.source_auroc_max),
+        _shortcut(found, gates.source_auroc_max, target),
     ]
     if target == PRODUCTION:
         verdicts += [_phantom(bundle), _licences(bundle, research_use)]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from chestflow.evaluation.calibration import OperatingPoint
 from chestflow.serving.abstention import REASONS
 from chestflow.serving.bundle import Bundle
 from chestflow.tracking import evidence as read
@@ -29,6 +30,17 @@ def _interval(found: read.Figure) -> str:
     return f"{found.value:.3f}" + (f" ({found.lo:.3f} to {found.hi:.3f})" if known else "")
 
 
+def _recipes(bundle: Bundle) -> list[str]:
+    """The distinct recipes of a model's networks."""
+    found = {r["name"]: r for r in (bundle.recipe, *bundle.recipes.values())}
+    return [f"recipe {name}, {' x '.join(map(str, recipe['size']))}" for name, recipe in found.items()]
+
+
+def _point(point: OperatingPoint) -> str:
+    cut = "the most probable class" if point.threshold is None else f"p(covid19) at least {point.threshold:.4f}"
+    return f"{cut}, temperature {point.temperature:.4f}"
+
+
 def card(bundle: Bundle, found: dict[str, Any], refusals: dict[str, Any], tags: dict[str, str]) -> str:
     """The card's text.
 
@@ -50,10 +62,10 @@ def card(bundle: Bundle, found: dict[str, Any], refusals: dict[str, Any], tags: 
         "| | |",
         "|---|---|",
         f"| task | {bundle.task}: {', '.join(bundle.classes)} (positive: {bundle.classes[-1]}) |",
-        f"| input | {bundle.modality}, recipe {bundle.recipe['name']}, {' x '.join(map(str, bundle.recipe['size']))} |",
+        f"| input | {bundle.modality}, {'; '.join(_recipes(bundle))} |",
         f"| networks | {len(bundle.members)}: {', '.join(runs)}; folds {', '.join(map(str, folds))} |",
         f"| profile | {bundle.profile} |",
-        f"| operating point | p(covid19) at least {bundle.threshold:.4f}, temperature {bundle.temperature:.4f} |",
+        f"| operating point | {_point(bundle.point)} |",
         f"| data | {tags.get('data_md5', 'unknown')} |",
         f"| code | {tags.get('git_commit', 'unknown')} |",
         f"| MLflow runs | {tags.get('run_ids', 'unknown')} |",
@@ -66,6 +78,11 @@ def card(bundle: Bundle, found: dict[str, Any], refusals: dict[str, Any], tags: 
             f"| weight of the uniform network | {w.w_extreme:.3f} below ratio {w.cut_low:.4f} and above "
             f"{w.cut_high:.4f}, else {w.w_middle:.3f}; 1 where the ratio is unknown |"
         )
+    if bundle.uniform is not None:
+        lines.append(f"| operating point where the ratio is unknown | {_point(bundle.uniform)} |")
+    if bundle.shares:
+        shares = ", ".join(f"{run} {share:.3f}" for run, share in bundle.shares.items())
+        lines.append(f"| weights of the mean | {shares} |")
     lines += ["", f"## Test figures ({estimate})", "", "| figure | value (95% interval) |", "|---|---|"]
     figures = read.figures(found)
     lines += [f"| {title} | {_interval(figures[name])} |" for name, title in SHOWN.items() if name in figures]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from chestflow.files import read_json, read_parquet
-from chestflow.serving.bundle import Bundle, Member, calibrated, weighted
+from chestflow.serving.bundle import Bundle, Member, averaged, calibrated, weighted
 from chestflow.tracking import provenance
 
 if TYPE_CHECKING:
@@ -17,19 +17,26 @@ if TYPE_CHECKING:
 
 def parts_of(params: Params, name: str) -> list[tuple[str, str]]:
     """The runs of a run or ensemble, each with its part in the answer."""
-    if name in params.ensembles:
-        joined = params.ensembles[name]
-        return [(joined.uniform, "uniform"), (joined.balanced, "balanced")]
-    return [(name, "single")]
+    if name not in params.ensembles:
+        return [(name, "single")]
+    joined = params.ensembles[name]
+    if joined.kind == "mean":
+        return [(run, "member") for run in joined.parts]
+    return list(zip(joined.parts, ("uniform", "balanced"), strict=True))
 
 
 def studies(params: Params, name: str, out: Path) -> dict[str, Path]:
     """The tuned values' files of the folds that are served, by a short name."""
     folds = served_folds(params, name, out)
-    found = {f"calibration-{fold}": out / "tune" / "calibration" / name / f"{fold}.json" for fold in folds}
+    found = _calibrations("calibration", name, folds, out)
     if name in params.ensembles:
         found |= {f"w-{fold}": out / "tune" / "w" / name / f"{fold}.json" for fold in folds}
-    return found
+    uniform = [run for run, part in parts_of(params, name) if part == "uniform"]
+    return found | (_calibrations("uniform", uniform[0], folds, out) if uniform else {})
+
+
+def _calibrations(what: str, name: str, folds: list[int], out: Path) -> dict[str, Path]:
+    return {f"{what}-{fold}": out / "tune" / "calibration" / name / f"{fold}.json" for fold in folds}
 
 
 def served_folds(params: Params, name: str, out: Path) -> list[int]:
@@ -51,8 +58,13 @@ def describe(params: Params, name: str, out: Path) -> Bundle:
     folds = served_folds(params, name, out)
     first = read_json(out / "train" / parts[0][0] / str(folds[0]) / "model.json")
     files = studies(params, name, out)
-    temperature, threshold = calibrated([path for what, path in files.items() if what.startswith("calibration-")])
+    point, uniform = (
+        [path for name, path in files.items() if name.startswith(what)] for what in ("calibration-", "uniform-")
+    )
     weights = [path for what, path in files.items() if what.startswith("w-")]
+    mean = bool(weights) and parts[0][1] == "member"
+    served = calibrated(point)
+    recipes = {run: read_json(out / "train" / run / str(folds[0]) / "model.json")["recipe"] for run, _ in parts}
     images = trained_on(params, parts[0][0], out)
     licences, commercial = _licences(images)
     return Bundle(
@@ -63,9 +75,9 @@ def describe(params: Params, name: str, out: Path) -> Bundle:
         classes=tuple(first["input"]["classes"]),
         recipe=first["recipe"],
         members=tuple(Member(run, fold, part) for fold in folds for run, part in parts),
-        weighting=weighted(weights) if weights else None,
-        temperature=temperature,
-        threshold=threshold,
+        weighting=weighted(weights) if weights and not mean else None,
+        temperature=served.temperature,
+        threshold=served.threshold,
         segmentation={
             "ct_lung_threshold_hu": params.segment.ct_lung_threshold_hu,
             "ct_closing_mm": params.segment.ct_closing_mm,
@@ -73,6 +85,9 @@ def describe(params: Params, name: str, out: Path) -> Bundle:
         phantom=bool((images["source"] == provenance.PHANTOM).any()),
         licences=licences,
         commercial_use=commercial,
+        recipes={run: recipe for run, recipe in recipes.items() if recipe != first["recipe"]},
+        shares=averaged(weights) if mean else {},
+        uniform=calibrated(uniform) if uniform else None,
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from chestflow.files import atomic_path, write_json, write_parquet
+from chestflow.files import ATTENTION_FILES, atomic_path, write_json, write_parquet
 from chestflow.training import history
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def write_results(
             device=result.device,
             batch_size=batch_size,
             amp=result.amp,
-            attention=role == "test",
+            attention=role in ATTENTION_FILES,
             world=result.world,
         )
         for role, table in roles.items()
@@ -54,10 +54,11 @@ def write_results(
     for role in found.keys() - {"train"}:
         table = predictions_table(roles[role], role, found[role], description)
         write_parquet(predictions / f"{role}.parquet", table)
-    heat = found["test"].attention
-    if heat is not None:
-        with atomic_path(predictions / "attention.npy") as temporary, open(temporary, "wb") as stream:
-            np.save(stream, heat)
+    for role in ATTENTION_FILES.keys() & found.keys():
+        heat = found[role].attention
+        if heat is not None:
+            with atomic_path(predictions / ATTENTION_FILES[role]) as temporary, open(temporary, "wb") as stream:
+                np.save(stream, heat)
     unusual = embedding.statistics(found["train"].embedding, found["tune"].embedding)
     area = embedding.lung_area_range(pack, roles["train"]["row"].to_numpy())
     if area is not None:

@@ -15,9 +15,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from chestflow.errors import DataError
-from chestflow.evaluation.calibration import log_loss, log_softmax, probabilities
+from chestflow.evaluation.calibration import RAW_TEMPERATURE, log_loss, log_softmax, probabilities, raw_threshold
 from chestflow.evaluation.cases import columns
-from chestflow.evaluation.intervals import cluster_weights
+from chestflow.evaluation.intervals import Value, cluster_weights
 from chestflow.evaluation.metrics import confusion, decide, overall
 from chestflow.files import read_parquet, write_json
 from chestflow.tuning import bootstrap
@@ -25,8 +25,6 @@ from chestflow.tuning.studies import Axis, run_study
 
 #: Temperatures of the bootstrap's scan; neighbours differ by 2 to 3%.
 GRID = 256
-#: What no paper scales and every paper cuts at.
-PAPER = {"temperature": 1.0, "threshold": 0.5}
 
 
 def read_tune(name: str, fold: int, out: Path) -> tuple[pd.DataFrame, list[str]]:
@@ -134,12 +132,35 @@ def _temperature_spread(
     return grid[place], np.where(count > 0, fall, np.nan)
 
 
+def _threshold_gain(y: NDArray, p: NDArray, raw: NDArray, settings: Any, weights: NDArray) -> tuple[NDArray, Value]:
+    """For each resample its best threshold on ``p``, NaN where there is none, and the gain over the raw calls.
+
+    Args:
+        y: int (N,), true class.
+        p: (N, C) probabilities that the threshold cuts.
+        raw: (N, C) probabilities as they are, called as the papers do.
+        settings: ``params.tune``.
+        weights: (R, N) of the resamples.
+    """
+    cuts = cut_positions(p[:, -1], *settings.threshold)
+    place = best_position(scan_thresholds(y, p, cuts, settings.criterion, weights))
+    left_out = bootstrap.out_of_bag(weights)
+    by_paper = criterion_of(confusion(y, decide(raw), p.shape[1], left_out), settings.criterion)
+    by_tuned = scan_thresholds(y, p, cuts, settings.criterion, left_out)[np.arange(len(place)), place]
+    differences = np.where(place >= 0, by_tuned - by_paper, np.nan)
+    return np.where(place >= 0, cuts[place], np.nan), bootstrap.gain(differences, len(y))
+
+
 def tune(name: str, fold: int, params: Any, out: Path, checkpoints: Path) -> None:
     """Write ``out/tune/calibration/<name>/<fold>.json``.
 
-    Its keys: ``temperature`` and ``threshold`` (tuned), ``default`` (what the rule of :mod:`chestflow.tuning.bootstrap`
-    leaves as default: the paper's or the tuned value of each), ``use``, ``objective``, ``paper``, ``exact``, ``gain``
-    (out of bag, tuned against paper), ``spread`` and ``trials``.
+    Its keys: ``temperature`` and ``threshold`` (tuned), ``use`` (paper or tuned, for each) and ``default`` (the values
+    that follow from it, which :func:`chestflow.evaluation.calibration.operating_points` reads), ``objective``,
+    ``paper``, ``exact``, ``gain`` (out of bag, tuned against paper), ``spread`` and ``trials``.
+
+    The temperature is decided first. A threshold belongs to the probabilities that it cuts, so where the temperature
+    stays 1 while another was found, the threshold is scanned once more on the probabilities as they are: that scan's
+    gain decides, and ``default`` holds its optimum if it wins. ``threshold`` itself stays that of the tuned pair.
 
     Args:
         name: a run or an ensemble.
@@ -187,28 +208,31 @@ def tune(name: str, fold: int, params: Any, out: Path, checkpoints: Path) -> Non
     exact["criterion"] = float(np.nanmax(at_cuts))
     # Many thresholds tie; the scan's choice is the middle of the best ones, and not one of them by chance.
     threshold = exact["threshold"]
-    drawn = scan_thresholds(y, p, cuts, settings.criterion, weights)
-    place = best_position(drawn)
-    left_out = bootstrap.out_of_bag(weights)
-    raw = decide(probabilities(logits))
-    by_paper = criterion_of(confusion(y, raw, len(classes), left_out), settings.criterion)
-    by_tuned = scan_thresholds(y, p, cuts, settings.criterion, left_out)[np.arange(len(place)), place]
-    gains = {
-        "temperature": bootstrap.gain(falls, len(y)),
-        "threshold": bootstrap.gain(np.where(place >= 0, by_tuned - by_paper, np.nan), len(y)),
+    gains = {"temperature": bootstrap.gain(falls, len(y))}
+    use = {"temperature": bootstrap.chosen(gains["temperature"])}
+    raw = probabilities(logits)
+    found, gains["threshold"] = _threshold_gain(y, p, raw, settings, weights)
+    spread, decided = bootstrap.spread(found), threshold
+    if use["temperature"] == "paper" and temperature != RAW_TEMPERATURE:
+        raw_cuts = cut_positions(raw[:, -1], low, high)
+        decided = float(raw_cuts[best_position(scan_thresholds(y, raw, raw_cuts, settings.criterion)[0])])
+        _, gains["threshold"] = _threshold_gain(y, raw, raw, settings, weights)
+    use["threshold"] = bootstrap.chosen(gains["threshold"])
+    default = {
+        "temperature": temperature if use["temperature"] == "tuned" else RAW_TEMPERATURE,
+        "threshold": decided if use["threshold"] == "tuned" else raw_threshold(len(classes)),
     }
-    use = {key: bootstrap.chosen(value) for key, value in gains.items()}
     tuned = {"temperature": temperature, "threshold": threshold}
     write_json(
         out / "tune" / "calibration" / name / f"{fold}.json",
         {
             "name": name, "fold": fold, "images": len(y), "patients": int(table["patient_id"].nunique()), **tuned,
-            "criterion": settings.criterion, "use": use,
-            "default": {key: (tuned if use[key] == "tuned" else PAPER)[key] for key in PAPER},
+            "criterion": settings.criterion, "use": use, "default": default,
             "objective": {"log_loss": log_loss(logits, y, temperature), "criterion": -miss(tuned)},
             "paper": {
-                **PAPER, "log_loss": log_loss(logits, y),
-                "criterion": float(criterion_of(confusion(y, raw, len(classes)), settings.criterion)[0]),
+                "temperature": RAW_TEMPERATURE, "threshold": raw_threshold(len(classes)),
+                "log_loss": log_loss(logits, y),
+                "criterion": float(criterion_of(confusion(y, decide(raw), len(classes)), settings.criterion)[0]),
             },
             "study": {
                 "temperature": study.best["temperature"], "log_loss": study.objective,
@@ -219,10 +243,7 @@ def tune(name: str, fold: int, params: Any, out: Path, checkpoints: Path) -> Non
                 "criterion_gap": exact["criterion"] + searched.objective,
             },
             "gain": {key: value.json() for key, value in gains.items()},
-            "spread": {
-                "temperature": bootstrap.spread(temperatures),
-                "threshold": bootstrap.spread(np.where(place >= 0, cuts[place], np.nan)),
-            },
+            "spread": {"temperature": bootstrap.spread(temperatures), "threshold": spread},
             "trials": [
                 *({"study": "temperature", **t} for t in study.trials),
                 *({"study": "threshold", **t} for t in searched.trials),

@@ -12,8 +12,8 @@ import yaml
 
 from tests.pipeline.conftest import Repository
 
-RUNS = ("covidnet_r18_d", "ds_uniform", "ds_balanced")
-NAMES = (*RUNS, "dual_sampling")
+RUNS = ("covidnet_r18_d", "mag_sd_r18", "ac_covidnet", "ds_uniform", "ds_balanced")
+NAMES = (*RUNS, "dual_sampling", "cxr_mean")
 
 
 def _changed(tiny: Repository) -> set[str]:

@@ -87,7 +87,7 @@ def test_what_it_returns(channels: int) -> None:
 
 
 def test_the_classifier_starts_near_uniform_answers() -> None:
-    built = network(METHOD, 64, THREE, **TINY)
+    built = network(METHOD, 64, THREE, **TINY, norm="batch")
     loss = torch.nn.functional.cross_entropy(built(batch(6).image).logits, torch.arange(6) % 3)
     assert float(loss.detach()) == pytest.approx(np.log(3), abs=0.1)
 
@@ -109,12 +109,12 @@ def test_the_encoder_is_bit_identical_after_the_second_phase(tmp_path: Path) -> 
 
 
 def test_it_learns_the_pictures_through_both_phases(tmp_path: Path) -> None:
-    built, result, _ = fitted(tmp_path, epochs=8, classifier_epochs=12)
+    built, result, _ = fitted(tmp_path, epochs=15, classifier_epochs=20, lr=0.006)
     pictures = Pictures()
     rows = pictures.table(1)
     found = infer(built, pictures, rows["row"].to_numpy(), device=torch.device("cpu"), batch_size=9)  # type: ignore[arg-type]
     assert (found.logits.argmax(1) == rows["target"]).mean() > 0.8
-    assert result.epochs[7]["train_loss"] < result.epochs[0]["train_loss"]
+    assert result.epochs[14]["train_loss"] < result.epochs[0]["train_loss"]
 
 
 def test_what_is_saved_is_built_again_without_the_projection(tmp_path: Path) -> None:
@@ -128,7 +128,8 @@ def test_what_is_saved_is_built_again_without_the_projection(tmp_path: Path) -> 
     restore.save_network(tmp_path, built, description)
     again, _ = restore.load_network(tmp_path)
     x = torch.rand(2, 1, 32, 32) * 255
-    assert torch.equal(again(x).logits, built.eval()(x).logits)
+    # the trained one keeps its tensors channels last, which sums in another order
+    assert torch.allclose(again(x).logits, built.eval()(x).logits, atol=1e-5)
     assert again(x).projection is None
 
 
@@ -152,8 +153,9 @@ def test_the_four_rows_of_the_ablation_are_configurations(values: dict[str, bool
 
 @pytest.mark.parametrize("values", [{"contrastive": False}, {"contrastive": False, "gates": False}, {}])
 def test_gradients_reach_everything_that_trains(values: dict[str, bool]) -> None:
-    built = network(METHOD, 64, **TINY, **values)
-    assert not without_gradient(METHOD, built, **{**TINY, "batch_size": 8, "loss": "npairs"}, **values)
+    given = {**TINY, "widths": [16, 16, 16, 16], "encoded": 64, "batch_size": 8, "norm": "batch", **values}
+    built = network(METHOD, 96, **given)
+    assert not without_gradient(METHOD, built, 96, **given, loss="npairs")
 
 
 def test_cross_entropy_alone_overfits_eight_images() -> None:

@@ -48,7 +48,7 @@ class AcCovidNetConfig:
         "repo", "widths inside a block; covidnet: half, three quarters, half", choices=("repo", "covidnet")
     )
     dw_act: bool = code(False, "ReLU after the depthwise convolution")
-    norm: str = code("none", "batch: normalisation after each convolution and before h", choices=("none", "batch"))
+    norm: str = code("none", "batch: after each convolution, before h, in the projection", choices=("none", "batch"))
     dense_last: bool = code(False, "the last stage's last block sees the one before it alone")
     gate_reading: str = code("multiply", "the paper's text adds the map", paper="add", choices=("multiply", "add"))
     gate_inner: float = ours(1.0, "share of the channels inside a gate; Oktay et al. 0.5")
@@ -153,8 +153,11 @@ class AcCovidNet(nn.Module):
 def _projection(config: AcCovidNetConfig) -> nn.Sequential:
     if config.projection == "linear_relu":
         return nn.Sequential(nn.Linear(config.encoded, config.projected), nn.ReLU())
+    middle = [nn.BatchNorm1d(config.projection_hidden)] if config.norm == "batch" else []
     return nn.Sequential(
         nn.Linear(config.encoded, config.projection_hidden),
+        # without it all images can fall onto one direction, where the loss has no slope
+        *middle,
         nn.ReLU(),
         nn.Linear(config.projection_hidden, config.projected),
     )

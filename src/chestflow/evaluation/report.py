@@ -36,17 +36,27 @@ def _comparison(names: list[str], params: Params, out: Path) -> Table:
     return table
 
 
-def _reproduction(found: dict[str, dict[str, Any]]) -> Table:
-    heads = ["name", "paper's row", "as printed", "what it measures", "paper", "ours", "difference", "why they differ"]
-    table = Table(heads, text=heads[:4], wrap=["what it measures", "why they differ"])
+def _reproduction(found: dict[str, dict[str, Any]]) -> list[Table]:
+    """A table a paper; why its figures and ours differ stands below, once for each reason."""
+    heads = ["name", "paper's row", "as printed", "what it measures", "paper", "ours", "difference"]
+    tables: dict[str, Table] = {}
+    reasons: dict[str, dict[str, list[str]]] = {}
     for name, evidence in found.items():
         for row in evidence["reproduction"]:
+            table = tables.setdefault(row["paper"], Table(heads, text=heads[:4], title=row["paper"]))
             where = ", ".join(str(part) for part in (row["row"], row["set"], row["group"]) if part is not None)
             printed = {"value": row["paper_value"], "lo": row["paper_lo"], "hi": row["paper_hi"]}
             cells = [printed if row["paper_lo"] is not None else row["paper_value"], row["ours"], row["difference"]]
-            table.rows.append([name, where, row["column"], row["means"], *cells, row["reason"]])
-    table.note = "An interval beside a paper's figure is Wilson's, from the number of images that the paper states."
-    return table
+            table.rows.append([name, where, row["column"], row["means"], *cells])
+            entries = reasons.setdefault(row["paper"], {}).setdefault(row["reason"], [])
+            if name not in entries:
+                entries.append(name)
+    for paper, table in tables.items():
+        why = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons[paper].items())
+        table.note = f"Why they differ: {why}."
+        if any(isinstance(row[4], dict) for row in table.rows):
+            table.note += " Intervals beside the paper's figures are Wilson's, from the numbers of images it states."
+    return list(tables.values())
 
 
 def _untrained(params: Params) -> Table:

@@ -32,8 +32,9 @@ PLOTS = {
 
 
 def picture(content: bytes, caption: str) -> dict[str, str]:
-    """A PNG as a data address, so that the page needs no second file."""
-    return {"data": "data:image/png;base64," + base64.b64encode(content).decode(), "caption": caption}
+    """A PNG or JPEG as a data address, so that the page needs no second file."""
+    kind = "png" if content.startswith(b"\x89PNG") else "jpeg"
+    return {"data": f"data:image/{kind};base64," + base64.b64encode(content).decode(), "caption": caption}
 
 
 def summary(found: dict[str, dict[str, Any]]) -> Table:
@@ -219,8 +220,8 @@ def about(name: str, params: Params, out: Path) -> dict[str, Any]:
         "metrics": _metrics(evidence),
         "classes": _classes(evidence),
         "tables": [table for table in tables if table is not None],
-        "right": [picture(s.png, s.caption) for s in shown[0]],
-        "wrong": [picture(s.png, s.caption) for s in shown[1]],
+        "right": [picture(s.jpeg, s.caption) for s in shown[0]],
+        "wrong": [picture(s.jpeg, s.caption) for s in shown[1]],
         "attention_note": "" if parts == [name] else _whose(shown_run, name),
         "deviations": _deviations(name, params),
     }

@@ -142,16 +142,37 @@ def _mean_members(members: dict[str, Any]) -> Table:
 
 
 def _localisation(evidence: dict[str, Any]) -> Table | None:
-    found = evidence["localisation"]
-    if not found["available"]:
+    """The run's own test images, then those of external sets; outlines first, then boxes where a source draws them."""
+    rows: list[tuple[str, dict[str, Any]]] = []
+    found = {"": evidence["localisation"]}
+    found |= {f"{source}, external: ": part["localisation"] for source, part in (evidence["external"] or {}).items()}
+    for where, part in found.items():
+        if not part["available"]:
+            continue
+        rows += [(f"{where}covid19", part["covid19"]), (f"{where}other", part["others"])]
+        rows += [(f"{where}ratio {group['group']}", group) for group in part["by_ratio"]]
+        if part["boxes"]:
+            rows.append((f"{where}in boxes", part["boxes"]))
+    if not rows:
         return None
     heads = {"iou": "IoU", "best_iou": "best IoU of this resolution", "iou_share": "share of it", "pointing":
              "pointing game", "energy_lesion": "energy in lesion", "energy_lung": "energy in lung"}  # fmt: skip
     table = Table(["images of", "images", *heads.values()], text=["images of"], title="Attention against true lesions")
-    rows = [("covid19", found["covid19"])]
-    rows += [(f"ratio {group['group']}", group) for group in found["by_ratio"]]
     for label, part in rows:
-        table.rows.append([label, str(part["images"]), *(part.get(key) for key in heads)])
+        if part["images"]:
+            table.rows.append([label, str(part["images"]), *(part.get(key) for key in heads)])
+    return table
+
+
+def _external(evidence: dict[str, Any]) -> Table | None:
+    """Sets that no network was trained on."""
+    if not evidence["external"]:
+        return None
+    table = Table(["set", "images", "patients", *(SHOWN[k] for k in SUMMARY)], text=["set"], title="External sets")
+    for source, part in evidence["external"].items():
+        figures = [part["served"].get(k) for k in SUMMARY]
+        table.rows.append([source, str(part["images"]), str(part["patients"]), *figures])
+    table.note = "At the operating point in use. Patients that both sets hold were never trained on."
     return table
 
 
@@ -208,7 +229,7 @@ def about(name: str, params: Params, out: Path) -> dict[str, Any]:
     plots = [picture((folder / f"{k}.png").read_bytes(), t) for k, t in PLOTS.items() if (folder / f"{k}.png").exists()]
     right, wrong = _cases(name, out, evidence["positive"])
     shown = [gallery(cases, shown_run, pack, out) for cases in (right, wrong)]
-    tables = [f(evidence) for f in (_members, _localisation, _ratio, _groups, _sites, _prevalence)]
+    tables = [f(evidence) for f in (_members, _external, _localisation, _ratio, _groups, _sites, _prevalence)]
     counts = evidence["counts"]
     return {
         "name": name,

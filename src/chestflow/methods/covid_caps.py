@@ -20,7 +20,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from chestflow.errors import ConfigError
 from chestflow.methods.registry import InputSpec, Method, code, ours, paper
 from chestflow.nn.capsules import CapsuleLayer, lengths, margin_loss
 from chestflow.nn.input import CxrInput
@@ -28,6 +27,7 @@ from chestflow.nn.output import Output
 from chestflow.training.augmentation import random_affine
 from chestflow.training.phases import Batch, Phase
 from chestflow.training.samplers import uniform
+from chestflow.training.supervised import require_pictures
 
 MIN_SIDE = 16
 
@@ -149,13 +149,7 @@ def build(config: CovidCapsConfig, spec: InputSpec) -> CovidCaps:
     Raises:
         ConfigError: the images are too small or are no X-rays, or fewer than two classes.
     """
-    if spec.modality not in METHOD.modalities or len(spec.shape) != 2:
-        raise ConfigError(f"covid_caps reads {' or '.join(METHOD.modalities)}, not {spec.modality}: use another recipe")
-    least = MIN_SIDE * config.pool_first
-    if min(spec.shape) < least:
-        raise ConfigError(f"covid_caps needs images of at least {least} pixels a side; the recipe makes {spec.shape}")
-    if len(spec.classes) < 2:
-        raise ConfigError(f"covid_caps needs at least two classes; the task has {spec.classes}")
+    require_pictures("covid_caps", spec, MIN_SIDE * config.pool_first)
     return CovidCaps(config, len(spec.classes))
 
 

@@ -26,6 +26,7 @@ from chestflow.nn.output import Output
 from chestflow.training.augmentation import random_affine
 from chestflow.training.phases import Batch, LossFunction, Phase
 from chestflow.training.samplers import uniform
+from chestflow.training.supervised import cross_entropy, require_pictures
 
 #: image side -> highest dilation and residual units a level, as published
 PUBLISHED = {256: (6, 2), 128: (5, 5), 64: (4, 5), 32: (3, 5)}
@@ -129,26 +130,18 @@ def branch_loss(network: nn.Module, batch: Batch, generator: torch.Generator) ->
     return {"loss": torch.stack(each).sum()}
 
 
-def stack_loss(network: nn.Module, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-    """Cross entropy of the joined answer."""
-    return {"loss": F.cross_entropy(network(batch.image, batch.lung).logits.float(), batch.target)}
-
-
 def build(config: CovXNetConfig, spec: InputSpec) -> CovXNet:
     """The network, untrained.
 
     Raises:
         ConfigError: a scale is larger than the images, they are no X-rays, or fewer than two classes.
     """
-    if spec.modality not in METHOD.modalities or len(spec.shape) != 2:
-        raise ConfigError(f"covxnet reads {' or '.join(METHOD.modalities)}, not {spec.modality}: use another recipe")
+    require_pictures("covxnet", spec, 1)
     if max(config.scales) > min(spec.shape):
         raise ConfigError(
             f"covxnet's largest scale is {max(config.scales)} and the recipe makes {spec.shape}: drop the scales that"
             " would enlarge the images, or use a larger recipe"
         )
-    if len(spec.classes) < 2:
-        raise ConfigError(f"covxnet needs at least two classes; the task has {spec.classes}")
     return CovXNet(config, len(spec.classes))
 
 
@@ -177,7 +170,7 @@ def phases(config: CovXNetConfig) -> list[Phase]:
     first = [phase("branches", branch_loss, ("branches",), config.epochs)]
     if config.stacking_epochs == 0 or len(config.scales) == 1:
         return first
-    return [*first, phase("stack", stack_loss, ("stack",), config.stacking_epochs)]
+    return [*first, phase("stack", cross_entropy, ("stack",), config.stacking_epochs)]
 
 
 METHOD = Method(

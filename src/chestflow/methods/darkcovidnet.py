@@ -14,10 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chestflow.errors import ConfigError
 from chestflow.methods.registry import InputSpec, Method, code, ours, paper
 from chestflow.nn.darknet import dark_body, map_side
 from chestflow.nn.input import CxrInput
@@ -25,6 +23,7 @@ from chestflow.nn.output import Output
 from chestflow.training.augmentation import random_affine
 from chestflow.training.phases import Batch, Phase
 from chestflow.training.samplers import uniform
+from chestflow.training.supervised import cross_entropy, require_pictures
 
 MIN_SIDE = 32
 WIDTH = 256
@@ -102,11 +101,6 @@ class DarkCovidNet(nn.Module):
         return Output(self.classifier(cells), features=features, embedding=cells)
 
 
-def loss(network: nn.Module, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
-    """Unweighted cross entropy."""
-    return {"loss": F.cross_entropy(network(batch.image, batch.lung).logits.float(), batch.target)}
-
-
 def standardise_by_first_batch(network: nn.Module, batches: Iterator[Batch]) -> None:
     """Give the input layer the mean and deviation of the first batch's grey values, in [0, 1]."""
     assert isinstance(network, DarkCovidNet)
@@ -122,16 +116,7 @@ def build(config: DarkCovidNetConfig, spec: InputSpec) -> DarkCovidNet:
     Raises:
         ConfigError: the images are too small or are no X-rays, or fewer than two classes.
     """
-    if spec.modality not in METHOD.modalities or len(spec.shape) != 2:
-        raise ConfigError(
-            f"darkcovidnet reads {' or '.join(METHOD.modalities)}, not {spec.modality}: use another recipe"
-        )
-    if min(spec.shape) < MIN_SIDE:
-        raise ConfigError(
-            f"darkcovidnet needs images of at least {MIN_SIDE} pixels a side; the recipe makes {spec.shape}"
-        )
-    if len(spec.classes) < 2:
-        raise ConfigError(f"darkcovidnet needs at least two classes; the task has {spec.classes}")
+    require_pictures("darkcovidnet", spec, MIN_SIDE)
     return DarkCovidNet(config, (spec.shape[0], spec.shape[1]), len(spec.classes))
 
 
@@ -153,7 +138,7 @@ def phases(config: DarkCovidNetConfig) -> list[Phase]:
     return [
         Phase(
             name="classify",
-            loss=loss,
+            loss=cross_entropy,
             optimiser=optimiser,
             sampler=uniform,
             epochs=config.epochs,

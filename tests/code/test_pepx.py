@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from chestflow.nn.pepx import PEPX
+from chestflow.nn.pepx import PEPX, he_init
 from chestflow.nn.pepx_encoder import PepxEncoder
 
 SMALL = {"widths": (4, 6, 8, 10), "depths": (3, 4, 6, 3), "encoded": 12}
@@ -123,3 +123,17 @@ def test_what_cannot_work_is_refused() -> None:
         PepxEncoder((64, 64), **SMALL)(torch.rand(1, 3, 96, 96))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="mode"):
         PEPX(4, 4, "wide")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="gain"):
+        PEPX(4, 4, gain=0.0)
+
+
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_the_gain_is_a_blocks_first_strength_and_outlives_he(norm: str) -> None:
+    x = torch.rand(4, 6, 9, 9)
+    means = {}
+    for gain in (1.0, 0.1):
+        block = PEPX(6, 8, norm=norm, gain=gain)  # type: ignore[arg-type]
+        torch.manual_seed(0)
+        he_init(block)
+        means[gain] = float(block(x).mean().detach())
+    assert means[0.1] == pytest.approx(0.1 * means[1.0], rel=1e-4)

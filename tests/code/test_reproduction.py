@@ -41,7 +41,8 @@ def evaluation(method: str, task: str = "three", classes: tuple[str, ...] = tupl
     of = {c: {"sensitivity": {"value": 0.1 * i, "lo": 0.0, "hi": 1.0}} for i, c in enumerate(classes, 1)}
     return {
         "method": method, "task": task, "classes": list(classes), "ratio_groups": [],
-        "counts": {"sources": ["darkcovid"]}, "metrics": {"image": whole}, "per_class": {"image": of},
+        "counts": {"sources": ["darkcovid"], "image": dict.fromkeys(classes, 10)},
+        "metrics": {"image": whole}, "per_class": {"image": of},
     }  # fmt: skip
 
 
@@ -128,6 +129,8 @@ def test_a_run_stands_beside_its_row_of_every_paper() -> None:
     assert {row["set"] for row in table} == {"v1", "v2", "v3"}
     pneumonia = next(r for r in table if r["set"] == "v2" and r["column"] == "pneumonia")
     assert pneumonia["ours"]["value"] == pytest.approx(0.2)
+    assert pneumonia["ours"]["method"] == "wilson"
+    assert pneumonia["ours"]["lo"] == pytest.approx(0.0567, abs=1e-3)  # 2 of 10
     assert pneumonia["paper_lo"] < pneumonia["paper_value"] < pneumonia["paper_hi"]
     assert pneumonia["difference"] == pytest.approx(0.2 - 0.8733)
 
@@ -166,3 +169,27 @@ def test_an_unknown_key_is_no_match() -> None:
     assert not matches({"method": "ac_covidnet", "no_such_key": 1}, "ac_covidnet", "full", found)
     assert not matches(None, "ac_covidnet", "full", found)
     assert not matches({"networks": ["resnet18"]}, "ac_covidnet", "full", found)
+
+
+def test_comparators_alone_still_list_what_was_not_trained() -> None:
+    found = params({"dark": {"method": "darkcovidnet"}})
+    assert "CovidCTNet" in {row["row"] for row in untrained(found)}
+
+
+def test_a_task_of_two_classes_is_not_paper_000s() -> None:
+    found = params({"full": {"method": "ac_covidnet"}})
+    assert not rows("full", found, evaluation("ac_covidnet", classes=("rest", "covid19")))
+
+
+def test_covid_net_stands_beside_two_papers() -> None:
+    found = params({"large": {"method": "covid_net"}})
+    table = rows("large", found, evaluation("covid_net"))
+    assert {row["row"] for row in table} == {"COVID-Net", "COVID-Net (Large)"}
+
+
+def test_a_frozen_network_is_not_the_fine_tuned_one() -> None:
+    free = {"method": "baselines", "config": {"network": "resnet18"}}
+    frozen = {"method": "baselines", "config": {"network": "resnet18", "freeze_backbone": True}}
+    found = params({"free": free, "frozen": frozen})
+    assert {row["row"] for row in rows("free", found, evaluation("baselines"))} == {"ResNet18"}
+    assert not rows("frozen", found, evaluation("baselines"))

@@ -31,7 +31,7 @@ def confounded() -> dict[str, Any]:
 def verdict(found: dict[str, Any], target: str = "staging", keeps: tuple[str, ...] = ("all",)) -> gates.Verdict:
     evidence = evaluation(shortcut=section(found, list(keeps)), subgroups=[])
     judged = gates.judge(evidence, BUNDLE, Gates(), target)
-    return next(v for v in judged if v.gate == "source from the border, AUROC")
+    return next(v for v in judged if v.gate == "source AUROC")
 
 
 def test_one_source_gives_no_number_and_says_why() -> None:

@@ -216,6 +216,7 @@ def test_centre_metrics_leave_the_sample_itself_out() -> None:
         ({"views": 2}, "augment: true"),
         ({"lr": 0.0}, "lr above 0"),
         ({"gate_inner": 0.0}, "gate_inner"),
+        ({"block_gain": 0.0}, "block_gain"),
         ({"batch_size": 0}, "batch_size"),
         ({"gate_reading": "both"}, "choose one of"),
         ({"nonsense": 1}, "unknown"),
@@ -228,7 +229,7 @@ def test_wrong_settings_are_refused(values: dict[str, Any], says: str) -> None:
 
 def test_inputs_that_cannot_work_are_refused_before_training() -> None:
     config = registry.configure(METHOD, {**TINY, "batch_size": 5})
-    with pytest.raises(ConfigError, match="without a positive pair"):
+    with pytest.raises(ConfigError, match="without a pair"):
         METHOD.build(config, spec(64, THREE))
     with pytest.raises(ConfigError, match="at least 32 pixels"):
         METHOD.build(registry.configure(METHOD, TINY), spec(31, THREE))

@@ -49,19 +49,21 @@ def why_not_comparable(table: dict[str, Any], params: Any, evaluation: dict[str,
     return f"{reason}; profile {params.profile}"
 
 
-def matches(match: dict[str, Any] | None, key: str, name: str, params: Any) -> bool:
+def matches(match: dict[str, Any] | list[dict[str, Any]] | None, key: str, name: str, params: Any) -> bool:
     """Whether a run or ensemble is what a printed row is about.
 
     Args:
         match: the row's; None where no entry can be it. ``networks`` names the plain networks whose mean an ensemble
             is, ``ensemble: dual`` the dual-sampling blend; else ``method`` (the paper's own by default), ``clahe``
-            (of the recipe) and values of the run's config, all of which must agree.
+            (of the recipe) and values of the run's config, all of which must agree. Of a list, one must.
         key: of the paper's own method.
         name: of the run or ensemble.
         params: the checked parameters.
     """
     if match is None:
         return False
+    if isinstance(match, list):
+        return any(matches(one, key, name, params) for one in match)
     if name in params.ensembles:
         members = getattr(params.ensembles[name], "members", None)
         if members is None:
@@ -107,12 +109,17 @@ def _interval(value: float, column: str, about: dict[str, Any]) -> dict[str, Any
 
 
 def _ours(meaning: dict[str, Any], evaluation: dict[str, Any], unit: str) -> dict[str, Any] | None:
+    """Our figure; a class's recall with Wilson's interval, as the papers' shares have it."""
     if meaning["metric"] is None:
         return None
     if "of" not in meaning:
         found: dict[str, Any] | None = evaluation["metrics"][unit].get(meaning["metric"])
         return found
-    return evaluation["per_class"][unit].get(meaning["of"], {}).get(meaning["metric"])
+    own: dict[str, Any] | None = evaluation["per_class"][unit].get(meaning["of"], {}).get(meaning["metric"])
+    count = evaluation["counts"][unit].get(meaning["of"], 0)
+    if own is None or own["value"] is None or math.isnan(own["value"]) or not count:
+        return own
+    return wilson(round(own["value"] * count), count).json()
 
 
 def _row(
@@ -185,19 +192,22 @@ def _groups(
 
 
 def untrained(params: Any) -> list[dict[str, Any]]:
-    """The printed rows that nothing in this profile stands for, of each paper whose own method is trained here.
+    """The printed rows that nothing in this profile stands for, of each paper that any of its entries stands beside.
 
     Returns:
         Dicts with ``paper, row, figures`` (set -> column -> printed value) and ``reason``.
     """
     names = [*params.runs, *params.ensembles]
-    methods = {run.method for run in params.runs.values()}
     found = []
     for key, table in paper_figures().items():
-        if key not in methods:
+        stood = {
+            label: any(matches(printed.get("match"), key, name, params) for name in names)
+            for label, printed in table["rows"].items()
+        }
+        if not any(stood.values()):
             continue
         for label, printed in table["rows"].items():
-            if any(matches(printed.get("match"), key, name, params) for name in names):
+            if stood[label]:
                 continue
             sets = table.get("sets") or {"test": {}}
             found.append({

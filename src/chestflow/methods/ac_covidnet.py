@@ -48,7 +48,8 @@ class AcCovidNetConfig:
         "repo", "widths inside a block; covidnet: half, three quarters, half", choices=("repo", "covidnet")
     )
     dw_act: bool = code(False, "ReLU after the depthwise convolution")
-    norm: str = code("none", "batch: after each convolution, before h, in the projection", choices=("none", "batch"))
+    norm: str = code("none", "batch: normalisation after each convolution", choices=("none", "batch"))
+    block_gain: float = ours(0.1, "of a block's last layer when training begins; 1 drowns the shortcuts, He alone")
     dense_last: bool = code(False, "the last stage's last block sees the one before it alone")
     gate_reading: str = code("multiply", "the paper's text adds the map", paper="add", choices=("multiply", "add"))
     gate_inner: float = ours(1.0, "share of the channels inside a gate; Oktay et al. 0.5")
@@ -101,6 +102,8 @@ class AcCovidNetConfig:
             raise ValueError("classifier_epochs must be at least 1, lr above 0, weight_decay 0 or more")
         if self.temperature <= 0 or (self.base_temperature is not None and self.base_temperature <= 0):
             raise ValueError("temperature and base_temperature must be above 0")
+        if self.block_gain <= 0:
+            raise ValueError(f"block_gain is {self.block_gain}; a block that begins at 0 never learns: use 0.1 to 1")
         if not 0 < self.gate_inner <= 1 or not 0 <= self.flip <= 1 or not 0 <= self.scale < 1:
             raise ValueError("gate_inner is a share above 0, flip a probability, scale a share below 1")
         if not 0 <= self.brightness < 1:
@@ -132,6 +135,7 @@ class AcCovidNet(nn.Module):
             mode=config.pepx,  # type: ignore[arg-type]
             dw_act=config.dw_act,
             norm=config.norm,  # type: ignore[arg-type]
+            gain=config.block_gain,
         )
         last = nn.Linear(config.hidden, classes)
         self.classifier = nn.Sequential(nn.Linear(config.encoded, config.hidden), nn.ReLU(), last)
@@ -153,11 +157,8 @@ class AcCovidNet(nn.Module):
 def _projection(config: AcCovidNetConfig) -> nn.Sequential:
     if config.projection == "linear_relu":
         return nn.Sequential(nn.Linear(config.encoded, config.projected), nn.ReLU())
-    middle = [nn.BatchNorm1d(config.projection_hidden)] if config.norm == "batch" else []
     return nn.Sequential(
         nn.Linear(config.encoded, config.projection_hidden),
-        # without it all images can fall onto one direction, where the loss has no slope
-        *middle,
         nn.ReLU(),
         nn.Linear(config.projection_hidden, config.projected),
     )
@@ -204,10 +205,10 @@ def build(config: AcCovidNetConfig, spec: InputSpec) -> AcCovidNet:
     """
     require_pictures("ac_covidnet", spec, 2 ** (len(config.widths) + 1))
     least = MIN_PER_CLASS * len(spec.classes)
-    if config.contrastive and config.batch_size < least:
+    if (config.contrastive or config.sampler == "class_balanced") and config.batch_size < least:
         raise ConfigError(
-            f"batch_size {config.batch_size} leaves a class of {len(spec.classes)} without a positive pair in the"
-            f" contrastive phase: use at least {least}"
+            f"batch_size {config.batch_size} leaves a class of {len(spec.classes)} without a pair of its images:"
+            f" use at least {least}"
         )
     return AcCovidNet(config, (spec.shape[0], spec.shape[1]), len(spec.classes))
 
@@ -264,6 +265,7 @@ def phases(config: AcCovidNetConfig) -> list[Phase]:
         measure=separation,
         patience=config.patience,
         clip_norm=config.clip_norm,
+        mixes_samples=True,
     )
     return [first, classify]
 

@@ -17,7 +17,7 @@ from chestflow.methods.registry import InputSpec, Method, ours
 from chestflow.nn.attention_pooling import AttentionPooling
 from chestflow.nn.backbones import CHANNELS, MIN_SIDE, Backbone
 from chestflow.nn.input import CxrInput
-from chestflow.nn.multiscale_attention import MultiscaleAttention, scale_shapes
+from chestflow.nn.multiscale_attention import SCALES, MultiscaleAttention, scale_shapes
 from chestflow.nn.output import Output
 from chestflow.training.phases import Phase
 from chestflow.training.supervised import FineTuned, classify, pretrained, require_pictures
@@ -39,8 +39,8 @@ class BcnnConfig(FineTuned):
         super().__post_init__()
         if self.maps < 1 or self.feature_scale <= 0:
             raise ValueError("maps must be at least 1 and feature_scale above 0")
-        if not self.scales:
-            raise ValueError("scales are empty; give (7,), (7, 14) or (7, 14, 28)")
+        if tuple(self.scales) not in SCALES:
+            raise ValueError(f"scales are {self.scales}; choose (7), (7, 14) or (7, 14, 28)")
 
 
 class BilinearCnn(nn.Module):
@@ -79,7 +79,9 @@ class BilinearCnn(nn.Module):
         maps = self.attention(pyramid[-self.scales :]) if hasattr(self, "attention") else None
         vector = self.pooling(features, features if maps is None else maps)
         mean = None if maps is None else maps.mean(1, keepdim=True)
-        return Output(self.head(self.scale * vector), features=features, attention=mean, embedding=vector, maps=maps)
+        # the bilinear vector is too wide for the statistics that tell unusual inputs, which invert its covariance
+        embedding = features.mean((2, 3))
+        return Output(self.head(self.scale * vector), features=features, attention=mean, embedding=embedding, maps=maps)
 
 
 def build(config: BcnnConfig, spec: InputSpec) -> BilinearCnn:

@@ -61,6 +61,11 @@ class CovidNetConfig(FineTuned):
         for name in ("clusters", "hidden", "vlad_descriptors"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.vlad_descriptors < self.clusters:
+            raise ValueError(
+                f"clusters is {self.clusters} and vlad_descriptors {self.vlad_descriptors}: k-means needs a descriptor"
+                " for each cluster at least"
+            )
         if self.vlad_alpha is not None and self.vlad_alpha <= 0:
             raise ValueError(f"vlad_alpha is {self.vlad_alpha}; it must be above 0, or null for the rule")
 

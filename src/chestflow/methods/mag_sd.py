@@ -22,7 +22,7 @@ from chestflow.methods.registry import InputSpec, Method, code, ours, paper
 from chestflow.nn.attention_pooling import AttentionPooling
 from chestflow.nn.backbones import CHANNELS, Backbone, load_weights
 from chestflow.nn.input import CxrInput
-from chestflow.nn.multiscale_attention import MultiscaleAttention, scale_shapes
+from chestflow.nn.multiscale_attention import SCALES, MultiscaleAttention, scale_shapes
 from chestflow.nn.output import Output
 from chestflow.training.attention_augmentation import AugmentationSettings, attention_augment, draw_uniforms
 from chestflow.training.augmentation import random_subset
@@ -30,7 +30,6 @@ from chestflow.training.phases import Augmentation, Batch, LossFunction, Phase
 from chestflow.training.samplers import uniform
 
 MIN_SIDE = 64
-SCALES = ((7,), (7, 14), (7, 14, 28))
 #: the paper's letters -> kinds of attention-guided augmentation
 VIEWS: dict[str, tuple[str, ...]] = {
     "none": (),

@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from chestflow.errors import ConfigError
 from chestflow.nn.backbones import Backbone
 
+#: Paper 001's choices of map sizes at 224 pixels (Table 5): the last map, and up to two finer ones.
+SCALES = ((7,), (7, 14), (7, 14, 28))
+
 
 class MultiscaleAttention(nn.Module):
     """Attention maps A = sum over scales of average-pooled ReLU(BN(1x1 conv(f_s))), non-negative and unbounded.

@@ -17,12 +17,16 @@ def he_init(module: nn.Module) -> None:
     """He's normal initialisation of every convolution and linear layer, biases zero.
 
     The dense sums of these networks grow the scale of what passes through; without it their first losses are useless.
+    PEPX blocks keep their gain.
     """
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
             if layer.bias is not None:
                 nn.init.zeros_(layer.bias)
+    for layer in module.modules():
+        if isinstance(layer, PEPX):
+            layer.weaken()
 
 
 def pointwise(inputs: int, outputs: int, norm: Norm = "none") -> nn.Sequential:
@@ -41,12 +45,22 @@ class PEPX(nn.Module):
             input's, three quarters of it, half of it, and the output's (COVID-Net: project, expand, project, extend).
         dw_act: a ReLU after the depthwise convolution; paper 000's code has none there.
         norm: batch norm after each convolution; neither has it.
+        gain: of the last convolution when training begins, see :meth:`weaken`.
     """
 
     def __init__(
-        self, inputs: int, outputs: int, mode: Mode = "repo", dw_act: bool = False, norm: Norm = "none"
+        self,
+        inputs: int,
+        outputs: int,
+        mode: Mode = "repo",
+        dw_act: bool = False,
+        norm: Norm = "none",
+        gain: float = 1.0,
     ) -> None:
         super().__init__()
+        if gain <= 0:
+            raise ValueError(f"gain is {gain}; a block that begins at 0 gets no gradient through its ReLU")
+        self.gain = gain
         if mode not in ("repo", "covidnet"):
             raise ValueError(f"mode is {mode!r}; choose repo or covidnet")
         project, expand = (outputs, outputs) if mode == "repo" else (max(1, inputs // 2), max(1, 3 * inputs // 4))
@@ -58,6 +72,19 @@ class PEPX(nn.Module):
         self.depthwise = nn.Sequential(*depthwise, *([nn.ReLU()] if dw_act else []))
         self.reproject = pointwise(expand, project, norm)
         self.extend = pointwise(project, outputs, norm)
+        self.weaken()
+
+    def weaken(self) -> None:
+        """Give the block's last layer its first strength: the batch norm's weights, or new convolution weights scaled.
+
+        Blocks that begin at full strength drown the shortcuts in whose sums they take part.
+        """
+        last = self.extend[-2]  # the ReLU comes after it
+        with torch.no_grad():
+            if isinstance(last, nn.BatchNorm2d):
+                last.weight.fill_(self.gain)
+            elif isinstance(last, nn.Conv2d):
+                last.weight.mul_(self.gain)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, inputs, H, W) to (B, outputs, H, W), non-negative."""
@@ -76,6 +103,7 @@ class PepxStage(nn.Module):
         gate: over the last block, with the mean of the blocks before it as the gating signal; None has none.
         dense_last: whether the last block sees the sum as the others do. In the code's last stage it sees the block
             before it alone: the sum is made and left unused.
+        mode, dw_act, norm, gain: of the blocks; ``norm`` of the shortcut too.
     """
 
     def __init__(
@@ -87,6 +115,7 @@ class PepxStage(nn.Module):
         mode: Mode = "repo",
         dw_act: bool = False,
         norm: Norm = "none",
+        gain: float = 1.0,
         gate: AttentionGate | None = None,
         dense_last: bool = True,
     ) -> None:
@@ -94,7 +123,7 @@ class PepxStage(nn.Module):
         if depth < 1 or (gate is not None and depth < 2):
             raise ValueError(f"a stage of {depth} blocks has none before the last, which a gate needs")
         self.shortcut = pointwise(inputs, width, norm)
-        blocks = [PEPX(inputs if i == 0 else width, width, mode, dw_act, norm) for i in range(depth)]
+        blocks = [PEPX(inputs if i == 0 else width, width, mode, dw_act, norm, gain) for i in range(depth)]
         self.blocks = nn.ModuleList(blocks)
         self.gate = gate
         self.dense_last = dense_last

@@ -32,8 +32,8 @@ class PepxEncoder(nn.Module):
         reading: of the gates.
         final_gate: what the last gate weighs.
         dense_last: see :class:`~chestflow.nn.pepx.PepxStage`; for the last stage.
-        mode, dw_act: of the PEPX blocks.
-        norm: ``batch`` adds batch norm to every convolution and before h; the code has none.
+        mode, dw_act, gain: of the PEPX blocks.
+        norm: ``batch`` adds batch norm after every convolution; the code has none.
 
     Raises:
         ValueError: an image side below 32, or settings that fit no network.
@@ -55,6 +55,7 @@ class PepxEncoder(nn.Module):
         mode: Mode = "repo",
         dw_act: bool = False,
         norm: Norm = "none",
+        gain: float = 1.0,
     ) -> None:
         super().__init__()
         if len(widths) != len(depths) or not widths:
@@ -85,6 +86,7 @@ class PepxEncoder(nn.Module):
                     mode=mode,
                     dw_act=dw_act,
                     norm=norm,
+                    gain=gain,
                     gate=None if last else gate(width),
                     dense_last=dense_last or not last,
                 )
@@ -95,8 +97,6 @@ class PepxEncoder(nn.Module):
         cells = (size[0] // stride) * (size[1] // stride)
         self.flattened = widths[-1] * cells
         self.fc = nn.Linear(self.flattened, encoded)
-        # thousands of values above 0 feed this layer: a few steps can push all it makes below 0, for good
-        self.normalise = nn.BatchNorm1d(encoded) if norm == "batch" else nn.Identity()
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """(B, in_channels, H, W) to the last map (B, widths[-1], H / 32, W / 32) and h (B, encoded), both >= 0.
@@ -119,4 +119,4 @@ class PepxEncoder(nn.Module):
             raise ValueError(
                 f"the last map has {features[0].numel()} values, the network was made for {self.flattened}"
             )
-        return features, torch.relu(self.normalise(self.fc(features.flatten(1))))
+        return features, torch.relu(self.fc(features.flatten(1)))

@@ -76,7 +76,7 @@ def _shortcut(found: dict[str, Any], bound: float, target: str) -> Verdict:
     Where class and source coincide, no figure on these images can show that the disease was learned, however badly a
     simple probe tells the sources. Where they have nothing to do with each other, telling the source helps nobody.
     """
-    gate, limit = "source from the border, AUROC", f"at most {bound:.3f}"
+    gate, limit = "source AUROC", f"at most {bound:.3f}"
     measured = read.shortcut(found)
     if measured is None:
         note = read.why_no_shortcut(found) or "counts once it is measured"
@@ -89,7 +89,7 @@ def _shortcut(found: dict[str, Any], bound: float, target: str) -> Verdict:
     if not math.isfinite(value):
         return Verdict(gate, "not measured", limit, target == STAGING, note=measured.source_auroc.why)
     told = measured.class_from_source
-    note = f"from {measured.view}" if measured.view != "border" else ""
+    note = f"from {measured.view}"
     if value > bound:
         note = f"COVID-19 guessed from the source: balanced accuracy {_shown(told.value)}, at most {_shown(told.hi)}"
         if told.hi <= UNRELATED:
@@ -106,7 +106,8 @@ def judge(
     smallest_subgroup: int = 20,
     research_use: bool = False,
 ) -> list[Verdict]:
-    """Every gate of a promotion, in the order in which they are shown. A figure that is missing does not pass.
+    """Every gate of a promotion, in the order in which they are shown. A figure that is missing does not pass, except
+    the source's where the cohort has one source or cannot be probed.
 
     Args:
         found: the version's own evaluation, as it was packed with it.

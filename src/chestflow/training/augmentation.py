@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from chestflow.errors import ConfigError
 from chestflow.training.phases import Augmentation, Batch
 
 
@@ -41,7 +42,15 @@ def random_affine(
     enlarge within 1 +- ``scale``, and multiply grey values within 1 +- ``brightness``. No vertical mirror.
 
     Images are interpolated linearly and masks by the nearest pixel; what comes from outside is 0.
+
+    Raises:
+        ConfigError: a probability or share outside [0, 1), a mirror's outside [0, 1], or degrees outside [0, 180].
     """
+    shares = {"translate": translate, "scale": scale, "brightness": brightness}
+    wrong = [f"{name} is {value}" for name, value in shares.items() if not 0 <= value < 1]
+    if wrong or not 0 <= flip <= 1 or not 0 <= degrees <= 180:
+        found = ", ".join(wrong) or f"flip is {flip}, rotate {degrees}"
+        raise ConfigError(f"augmentation: {found}; shares lie in [0, 1), flip in [0, 1], rotate in [0, 180] degrees")
 
     def augment(batch: Batch, generator: torch.Generator) -> Batch:
         image = batch.image

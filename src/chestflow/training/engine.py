@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from torch import nn
 
+from chestflow.errors import ConfigError
 from chestflow.training import checkpoints, distributed, history, monitors
 from chestflow.training.distributed import World
 from chestflow.training.hardware import choose_device, make_reproducible, seed_of
@@ -128,6 +129,11 @@ class _Loop:
 
     def run(self, phase: Phase, course: Course, saved: dict[str, Any] | None) -> None:
         """One phase: prepare, epochs of steps each with a look at the tune role, and back to the best weights."""
+        if phase.mixes_samples and (self.world.size > 1 or phase.accumulate > 1):
+            raise ConfigError(
+                f"phase {phase.name} compares the samples of a batch with each other: train it in one process, without"
+                " torchrun and with accumulate 1"
+            )
         reader = Reader(self.data.pack, self.data.train, self.device)
         drop(self.network, phase.drops)
         if saved:

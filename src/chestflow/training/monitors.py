@@ -17,6 +17,8 @@ MONITORS = {
     "loss": False,
     "centre_sensitivity": True,
 }
+#: Those that a phase without a measure of its own has.
+CLASSIFIED = ("auroc", "macro_f1", "macro_sensitivity", "accuracy", "loss")
 
 
 def tune_metrics(logits: NDArray, target: NDArray[np.int64]) -> dict[str, float]:

@@ -12,6 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from chestflow.errors import ConfigError
+from chestflow.training.monitors import CLASSIFIED, MONITORS
+
 if TYPE_CHECKING:
     from chestflow.training.inference import Inferred
 
@@ -77,6 +80,8 @@ class Phase:
         patience: epochs without improvement before the phase ends; None never ends it early.
         accumulate: micro-batches a step.
         clip_norm: gradient norm bound; None does not clip.
+        mixes_samples: the loss compares the samples of a batch with each other, so a batch dealt out over processes, or
+            split into micro-batches, would be another loss.
     """
 
     name: str
@@ -95,7 +100,29 @@ class Phase:
     patience: int | None = None
     accumulate: int = 1
     clip_norm: float | None = None
+    mixes_samples: bool = False
     tags: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        """Refuse what would fail, or do harm, only once an epoch has passed.
+
+        Raises:
+            ConfigError: an unknown monitor, one that nothing measures, or a number out of its range.
+        """
+        where = f"phase {self.name}"
+        if self.monitor not in MONITORS:
+            raise ConfigError(f"{where}: monitor is {self.monitor!r}; choose one of {', '.join(MONITORS)}")
+        if self.measure is None and self.monitor not in CLASSIFIED:
+            raise ConfigError(
+                f"{where}: monitor {self.monitor} is not measured here; choose one of {', '.join(CLASSIFIED)}"
+            )
+        for name in ("epochs", "batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{where}: {name} is {getattr(self, name)}; it must be at least 1")
+        if self.patience is not None and self.patience < 1:
+            raise ConfigError(f"{where}: patience is {self.patience}; it must be at least 1, or null")
+        if self.clip_norm is not None and self.clip_norm <= 0:
+            raise ConfigError(f"{where}: clip_norm is {self.clip_norm}; it must be above 0, or null")
 
 
 def trainable(network: nn.Module, phase: Phase) -> list[tuple[str, nn.Parameter]]:

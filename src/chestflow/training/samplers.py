@@ -138,7 +138,8 @@ def class_balanced(min_per_class: int = 2) -> Sampler:
     evenly go to classes drawn anew for each batch. An epoch has as many batches as a uniform one, all of them full.
 
     Raises:
-        ConfigError: ``batch_size`` cannot hold ``min_per_class`` of each class (when the epoch begins).
+        ConfigError: ``batch_size`` cannot hold ``min_per_class`` of each class, or a class has fewer (when the epoch
+            begins).
     """
 
     def sample(table: pd.DataFrame, batch_size: int, generator: Generator) -> Iterator[Sequence[int]]:
@@ -148,6 +149,11 @@ def class_balanced(min_per_class: int = 2) -> Sampler:
             raise ConfigError(
                 f"batch_size {batch_size} cannot hold {min_per_class} samples of each of {len(members)} classes: "
                 f"use at least {min_per_class * len(members)}"
+            )
+        least = min(map(len, members))
+        if least < min_per_class:
+            raise ConfigError(
+                f"a class has {least} training image(s), {min_per_class} are needed: add images or patients"
             )
         return _balanced(members, -(-len(table) // batch_size), batch_size, generator)
 

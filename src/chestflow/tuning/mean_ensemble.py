@@ -20,7 +20,7 @@ from chestflow.evaluation.cases import columns
 from chestflow.evaluation.intervals import cluster_weights
 from chestflow.evaluation.localisation import upsample
 from chestflow.evaluation.metrics import decide, measure
-from chestflow.files import atomic_path, read_json, read_parquet, write_json, write_parquet
+from chestflow.files import ATTENTION_FILES, atomic_path, read_json, read_parquet, write_json, write_parquet
 from chestflow.tuning import bootstrap
 from chestflow.tuning.calibration import read_tune
 from chestflow.tuning.ensemble import EPS
@@ -157,7 +157,7 @@ def apply_shares(ensemble: str, fold: int, params: Any, out: Path) -> None:
     """Write ``out/predictions/<ensemble>/<fold>/{tune,test}.parquet``, and ``external`` where all members have it.
 
     Columns as in any run's predictions, the logits being log p. Beside them ``weights.json``, what
-    :func:`tune_shares` decided, and ``attention.npy``, the members' maps joined (:func:`mean_map`).
+    :func:`tune_shares` decided, and the members' attention maps joined (:func:`mean_map`).
 
     Raises:
         DataError: predictions or the weights are missing, or the members disagree on the images.
@@ -178,10 +178,11 @@ def apply_shares(ensemble: str, fold: int, params: Any, out: Path) -> None:
         write_parquet(folder / f"{role}.parquet", table)
     kept = ("use", "used", "given", "tuned")
     write_json(folder / "weights.json", {key: found[key] for key in kept})
-    heat = mean_map(ensemble, fold, params, out, dict(zip(names, shares, strict=True)))
-    if heat is not None:
-        with atomic_path(folder / "attention.npy") as temporary, open(temporary, "wb") as stream:
-            np.save(stream, heat)
+    for role, file in ATTENTION_FILES.items():
+        heat = mean_map(ensemble, fold, params, out, dict(zip(names, shares, strict=True)), role)
+        if heat is not None:
+            with atomic_path(folder / file) as temporary, open(temporary, "wb") as stream:
+                np.save(stream, heat)
 
 
 def same_frame(first: Any, second: Any) -> bool:
@@ -195,8 +196,10 @@ def same_frame(first: Any, second: Any) -> bool:
     return bool(first.keep_aspect == second.keep_aspect and square)
 
 
-def mean_map(ensemble: str, fold: int, params: Any, out: Path, shares: dict[str, float]) -> NDArray[np.float16] | None:
-    """The test role's attention maps averaged by weight, (N, h, w) or (N, d, h, w), images sorted.
+def mean_map(
+    ensemble: str, fold: int, params: Any, out: Path, shares: dict[str, float], role: str = "test"
+) -> NDArray[np.float16] | None:
+    """A role's attention maps averaged by weight, (N, h, w) or (N, d, h, w), images sorted.
 
     Coarser maps are interpolated to the cells of the finest. Members without maps, without weight, or whose recipe
     frames the picture unlike the first one's take no part; None where none is left.
@@ -208,12 +211,12 @@ def mean_map(ensemble: str, fold: int, params: Any, out: Path, shares: dict[str,
     maps: list[tuple[float, NDArray]] = []
     for run, share in shares.items():
         folder = out / "predictions" / run / str(fold)
-        if share <= 0 or not (folder / "attention.npy").exists():
+        if share <= 0 or not (folder / ATTENTION_FILES[role]).exists():
             continue
         if not same_frame(recipe, params.recipes[params.runs[run].recipe]):
             continue
-        heats = np.load(folder / "attention.npy", mmap_mode="r")
-        order = np.argsort(read_parquet(folder / "test.parquet")["image_id"].to_numpy(), kind="stable")
+        heats = np.load(folder / ATTENTION_FILES[role], mmap_mode="r")
+        order = np.argsort(read_parquet(folder / f"{role}.parquet")["image_id"].to_numpy(), kind="stable")
         if len(heats) != len(order):
             raise DataError(f"attention maps of {run}, fold {fold}, do not fit its predictions: train it again")
         maps.append((share, heats[order]))

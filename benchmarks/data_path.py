@@ -67,16 +67,19 @@ class Files(torch.utils.data.Dataset):
         return torch.from_numpy(small)[None].float()
 
 
-def write_pack(folder: Path, count: int) -> Pack:
-    """A pack of ``count`` images on disk, opened as a memory map, without masks."""
+def write_pack(folder: Path, count: int, masked: bool = False) -> Pack:
+    """A pack of ``count`` images on disk, opened as a memory map; with lung masks beside them if asked for."""
     folder.mkdir()
     array = np.lib.format.open_memmap(folder / "data.npy", "w+", np.uint8, (count, SIDE, SIDE))
     rng = np.random.default_rng(1)
     for row in range(count):
         array[row] = rng.integers(0, 256, (SIDE, SIDE), dtype=np.uint8)
     array.flush()
-    index = pd.DataFrame({"row": range(count), "image_id": range(count), "has_lung": False, "has_infection": False})
+    index = pd.DataFrame({"row": range(count), "image_id": range(count), "has_lung": masked, "has_infection": False})
     masks = np.zeros((count, 1, 1), np.uint8)
+    if masked:
+        np.lib.format.open_memmap(folder / "masks.npy", "w+", np.uint8, array.shape)[:] = 1
+        masks = np.load(folder / "masks.npy", mmap_mode="r")
     return Pack(np.load(folder / "data.npy", mmap_mode="r"), masks, index, {"modality": "cxr"})
 
 
@@ -133,11 +136,13 @@ def report(options: argparse.Namespace) -> None:
     print(f"{options.images} images, {options.threads} CPU threads, load average before {os.getloadavg()[0]:.1f}")
     with tempfile.TemporaryDirectory() as name:
         files, pack = draw(Path(name), options.images), write_pack(Path(name) / "pack", options.images)
+        masked = write_pack(Path(name) / "masked", options.images, masked=True)
         epochs = max(1, 4000 // options.images)
         kinds = {
             "decode": lambda: decode(files),
             "memory map": lambda: memory_map(pack, epochs),
             "batches": lambda: batches(pack, epochs, augmented=False),
+            "with masks": lambda: batches(masked, epochs, augmented=False),
             "augmented": lambda: batches(pack, epochs, augmented=True),
         }
         found: dict[str, list[float]] = {kind: [] for kind in kinds}
@@ -148,6 +153,7 @@ def report(options: argparse.Namespace) -> None:
         for kind, rates in found.items():
             print(f"  {kind:11s} {rate[kind]:9.0f} images/s ({min(rates):.0f} to {max(rates):.0f})")
         print(f"  batches over decode    {rate['batches'] / rate['decode']:6.1f} x  (goal: at least {GOAL})")
+        print(f"  with masks over decode {rate['with masks'] / rate['decode']:6.1f} x")
         print(f"  augmented over decode  {rate['augmented'] / rate['decode']:6.1f} x")
     if not options.no_step:
         step = wait_share(options.threads)

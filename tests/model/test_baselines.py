@@ -84,10 +84,25 @@ def test_gradient_reaches_everything_of_inception():
     assert not without_gradient(METHOD, network(METHOD, 75, network="inception_v3"), 75, network="inception_v3")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(CHANNELS) - set(LIGHT) - {"inception_v3"}))
+def test_gradient_reaches_everything_of_the_large_ones(name):
+    assert not without_gradient(METHOD, network(METHOD, network=name), network=name)
+
+
 @pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1"])
 def test_learns_eight_samples_by_heart(name):
     values = {**QUICK, "network": name, "dropout": 0.0}
     assert train(METHOD, network(METHOD, **values), 100, batch(), **values)[-1] < 0.05
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(set(CHANNELS) - {"resnet18", "squeezenet1_1"}))
+def test_the_others_learn_eight_samples_by_heart(name):
+    """VGG16 has no batch norm and takes a smaller step."""
+    side = MIN_SIDE[name]
+    values = {**QUICK, "network": name, "dropout": 0.0, "lr": 1e-4 if name == "vgg16" else 1e-3}
+    assert train(METHOD, network(METHOD, side, **values), 100, batch(side=side), **values)[-1] < 0.05
 
 
 @pytest.mark.parametrize("name", LIGHT)

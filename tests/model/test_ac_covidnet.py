@@ -86,10 +86,18 @@ def test_what_it_returns(channels: int) -> None:
     assert torch.allclose(output.logits.softmax(1).sum(1), torch.ones(4))
 
 
-def test_the_classifier_starts_near_uniform_answers() -> None:
-    built = network(METHOD, 64, THREE, **TINY, norm="batch")
-    loss = torch.nn.functional.cross_entropy(built(batch(6).image).logits, torch.arange(6) % 3)
-    assert float(loss.detach()) == pytest.approx(np.log(3), abs=0.1)
+def first_loss(**values: Any) -> float:
+    built = network(METHOD, 96, THREE, **values)
+    return float(torch.nn.functional.cross_entropy(built(batch(6, 96).image).logits, torch.arange(6) % 3).detach())
+
+
+@pytest.mark.parametrize("values", [{}, {"norm": "batch"}, {"gates": False}, {"final_gate": "residual"}])
+def test_the_full_network_starts_near_uniform_answers(values: dict[str, Any]) -> None:
+    assert first_loss(contrastive=False, **values) == pytest.approx(np.log(3), abs=0.2)
+
+
+def test_at_full_strength_its_sums_drown_the_answer() -> None:
+    assert first_loss(contrastive=False, block_gain=1.0) > 5
 
 
 def test_the_encoder_is_bit_identical_after_the_second_phase(tmp_path: Path) -> None:

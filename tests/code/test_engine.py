@@ -232,7 +232,7 @@ def test_a_run_writes_its_products(workspace: Path) -> None:
         "weights.safetensors", "model.json", "embedding.safetensors", "history.csv", "run.json"
     }  # fmt: skip
     assert {p.name for p in predictions.iterdir()} == {
-        "tune.parquet", "test.parquet", "external.parquet", "attention.npy"
+        "tune.parquet", "test.parquet", "external.parquet", "attention.npy", "attention_external.npy"
     }  # fmt: skip
     tune, test = (pd.read_parquet(predictions / f"{role}.parquet") for role in ("tune", "test"))
     common = ["run", "task", "fold", "role", "image_id", "patient_id", "logit_rest", "logit_covid19", "p_rest"]
@@ -246,6 +246,7 @@ def test_a_run_writes_its_products(workspace: Path) -> None:
     heat = np.load(predictions / "attention.npy")
     assert heat.shape == (6, 6, 6)
     assert heat.dtype == np.float16
+    assert np.load(predictions / "attention_external.npy").shape == (1, 6, 6)
     assert read_json(trained / "run.json") == {"mlflow_run_id": "abc"}
     assert read_json(trained / "model.json")["seed"] == description["seed"] == 1 + 3 + 0
     assert list(history.read(trained / "history.csv")["phase"]) == ["whole", "head"]

@@ -50,13 +50,13 @@ class Pictures:
 SETTINGS = SimpleNamespace(device="cpu", amp="off", threads=1, checkpoint_every=None)
 
 
-def fitted(folder: Path, phases: int = 2, **values: Any) -> tuple[torch.nn.Module, Any, Any]:
+def fitted(folder: Path, phases: int = 2, log: Any = None, **values: Any) -> tuple[torch.nn.Module, Any, Any]:
     config = registry.configure(METHOD, {**QUICK, **values})
     pictures = Pictures()
     torch.manual_seed(0)
     built = METHOD.build(config, InputSpec("cxr", (32, 32), THREE))
     data = engine.Data(pictures, pictures.table(0), pictures.table(1))  # type: ignore[arg-type]
-    result = engine.fit(built, METHOD.phases(config)[:phases], data, SETTINGS, seed=1, folder=folder)
+    result = engine.fit(built, METHOD.phases(config)[:phases], data, SETTINGS, seed=1, folder=folder, log=log)
     return result.network, result, config
 
 
@@ -114,6 +114,30 @@ def test_the_encoder_is_bit_identical_after_the_second_phase(tmp_path: Path) -> 
     assert [row["phase"] for row in result.epochs] == ["contrast"] * 2 + ["classify"] * 2
     assert "tune_centre_sensitivity" in result.epochs[0]
     assert "tune_macro_sensitivity" in result.epochs[-1]
+
+
+class Halt:
+    """A log that ends the training when it hears of its n-th epoch."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def metrics(self, values: dict[str, float], step: int) -> None:
+        if step == self.epoch:
+            raise InterruptedError
+
+
+@pytest.mark.parametrize("epoch", [2, 3, 4])
+def test_an_interruption_in_either_phase_changes_nothing(epoch: int, tmp_path: Path) -> None:
+    whole, told, _ = fitted(tmp_path / "whole")
+    with pytest.raises(InterruptedError):
+        fitted(tmp_path / "halted", log=Halt(epoch))
+    again, retold, _ = fitted(tmp_path / "halted")
+    state = again.state_dict()
+    assert state.keys() == whole.state_dict().keys()
+    assert all(torch.equal(state[k], v) for k, v in whole.state_dict().items())
+    assert retold.best == told.best
+    pd.testing.assert_frame_equal(pd.DataFrame(retold.epochs), pd.DataFrame(told.epochs))
 
 
 def test_it_learns_the_pictures_through_both_phases(tmp_path: Path) -> None:

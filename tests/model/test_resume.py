@@ -49,7 +49,7 @@ def whole(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, b
     shutil.copytree(inputs, root)
     assert train(root) == 0
     found = products(root)
-    assert len(found) == 9
+    assert len(found) == 10
     return found
 
 

@@ -73,6 +73,14 @@ def test_gradient_reaches_everything():
     assert not without_gradient(METHOD, network(METHOD, **NARROW), **NARROW)
 
 
+@pytest.mark.parametrize(("gain", "low", "high"), [(0.1, 0.5, 1.2), (1.0, 2.0, float("inf"))])
+def test_the_first_loss_is_that_of_uniform_answers_unless_the_blocks_drown_it(gain, low, high):
+    deep = {"stem": 8, "widths": [16, 32, 64, 128], "hidden": [64, 32], "block_gain": gain}
+    built = network(METHOD, **deep)
+    loss = torch.nn.functional.cross_entropy(built(batch().image).logits, batch().target)
+    assert low < float(loss.detach()) < high
+
+
 def test_learns_eight_samples_by_heart():
     values = {**QUICK, **NARROW}
     assert train(METHOD, network(METHOD, **values), 100, batch(), **values)[-1] < 0.05

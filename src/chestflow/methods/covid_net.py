@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chestflow.methods.registry import InputSpec, Method, code
+from chestflow.methods.registry import InputSpec, Method, code, ours
 from chestflow.nn.input import CxrInput
 from chestflow.nn.output import Output
 from chestflow.nn.pepx import PEPX, he_init
@@ -38,6 +38,7 @@ class CovidNetConfig(Supervised):
     depths: tuple[int, ...] = code((3, 4, 6, 3), "blocks of each stage")
     inner: tuple[bool, ...] = code((True, True, False, True), "whether a stage's blocks also see its shortcut")
     hidden: tuple[int, int] = code((1024, 256), "fully connected layers")
+    block_gain: float = ours(0.1, "of a block's last layer when training begins, as ac_covidnet")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,6 +46,8 @@ class CovidNetConfig(Supervised):
             raise ValueError("COVID-Net has four stages: widths, depths and inner need four entries each")
         if min(*self.widths, *self.depths, *self.hidden, self.stem) < 1:
             raise ValueError("stem, widths, depths and hidden must be at least 1")
+        if self.block_gain <= 0:
+            raise ValueError(f"block_gain is {self.block_gain}; a block that begins at 0 never learns")
 
 
 class Stage(nn.Module):
@@ -55,13 +58,16 @@ class Stage(nn.Module):
         depth: number of blocks.
         inner: whether the second and later blocks see the shortcut besides the blocks before them.
         pool: halve the maps of the shortcut and of the first block, as all stages but the first do.
+        gain: of the blocks, see :class:`~chestflow.nn.pepx.PEPX`.
     """
 
-    def __init__(self, in_channels: int, width: int, depth: int, inner: bool, pool: bool) -> None:
+    def __init__(self, in_channels: int, width: int, depth: int, inner: bool, pool: bool, gain: float) -> None:
         super().__init__()
         self.inner, self.pool = inner, pool
         self.shortcut = nn.Conv2d(in_channels, width, 1)
-        self.blocks = nn.ModuleList(PEPX(width if i else in_channels, width, dw_act=True) for i in range(depth))
+        self.blocks = nn.ModuleList(
+            PEPX(width if i else in_channels, width, dw_act=True, gain=gain) for i in range(depth)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, h, w) to the sum of shortcut and blocks, (B, width, h, w) or half of it."""
@@ -86,7 +92,10 @@ class CovidNet(nn.Module):
         self.stem = nn.Conv2d(config.channels, config.stem, 7, stride=2, padding=3)
         planned = zip(pairwise((config.stem, *config.widths)), config.depths, config.inner, strict=True)
         self.stages = nn.Sequential(
-            *(Stage(a, b, depth, inner, pool=i > 0) for i, ((a, b), depth, inner) in enumerate(planned))
+            *(
+                Stage(a, b, depth, inner, pool=i > 0, gain=config.block_gain)
+                for i, ((a, b), depth, inner) in enumerate(planned)
+            )
         )
         cells = ((size[0] + 1) // STRIDE) * ((size[1] + 1) // STRIDE)  # the convolution rounds up, the poolings down
         self.encoder = nn.Linear(config.widths[-1] * cells, config.hidden[0])

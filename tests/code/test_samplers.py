@@ -135,7 +135,7 @@ def test_samples_without_a_ratio_are_never_drawn() -> None:
     assert {i for s in range(20) for b in epoch(samplers.size_balanced(), frame, seed=s) for i in b} == {0, 2}
 
 
-@given(sizes=st.lists(st.integers(1, 12), min_size=2, max_size=4), batch_size=st.integers(8, 17))
+@given(sizes=st.lists(st.integers(2, 12), min_size=2, max_size=4), batch_size=st.integers(8, 17))
 @settings(max_examples=50, deadline=None)
 def test_class_balanced_batches_hold_every_class_equally(sizes: list[int], batch_size: int) -> None:
     frame = table([c for c, n in enumerate(sizes) for _ in range(n)])
@@ -155,3 +155,8 @@ def test_class_balanced_batches_hold_every_class_equally(sizes: list[int], batch
 def test_class_balanced_needs_room_for_every_class() -> None:
     with pytest.raises(ConfigError, match="at least 6"):
         epoch(samplers.class_balanced(2), table([0, 1, 2]), 5)
+
+
+def test_class_balanced_refuses_a_class_of_a_single_image() -> None:
+    with pytest.raises(ConfigError, match="a class has 1 training image"):
+        epoch(samplers.class_balanced(2), table([0, 0, 1]), 8)

@@ -26,6 +26,12 @@ ATTENTION = {"backbone": "resnet18", "second": "attention", "maps": 4}
 BOTH = pytest.mark.parametrize("values", [SAME, ATTENTION], ids=["same", "attention"])
 
 
+def pooled(built, output):
+    """The bilinear vector that the head reads."""
+    with torch.no_grad():
+        return built.pooling(output.features, output.features if output.maps is None else output.maps)
+
+
 def meta(side=224, **values):
     with torch.device("meta"):
         return METHOD.build(registry.configure(METHOD, values), spec(side, THREE))
@@ -35,7 +41,8 @@ def test_vgg16s_fifth_block_makes_262144_values():
     built = network(METHOD, classes=THREE)
     output = answers(built, count=1)
     assert output.features.shape == (1, 512, 4, 4)  # before the last pooling: a sixteenth of 64
-    assert output.embedding.shape == (1, 262_144)
+    assert pooled(built, output).shape == (1, 262_144)
+    assert output.embedding.shape == (1, 512)  # what unusual inputs are told by
     assert output.logits.shape == (1, 3)
     assert parameters(built.head) == 262_144 * 3 + 3
     assert parameters(built) == parameters(built.backbone) + parameters(built.head)
@@ -46,7 +53,7 @@ def test_attention_over_resnet50_makes_65536_values():
     output = answers(built, count=1)
     assert output.maps.shape == (1, 32, 2, 2)
     assert output.attention.shape == (1, 1, 2, 2)
-    assert output.embedding.shape == (1, 65_536)
+    assert pooled(built, output).shape == (1, 65_536)
     assert parameters(built.attention) == 32 * (1024 + 2048) + 2 * 2 * 32
 
 
@@ -54,9 +61,11 @@ def test_attention_over_resnet50_makes_65536_values():
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("given", [1, 3])
 def test_shapes(values, channels, given):
-    output = answers(network(METHOD, **values, channels=channels), channels=given)
+    built = network(METHOD, **values, channels=channels)
+    output = answers(built, channels=given)
     assert output.logits.shape == (2, 2)
-    torch.testing.assert_close(output.embedding.norm(dim=1), torch.ones(2))
+    torch.testing.assert_close(pooled(built, output).norm(dim=1), torch.ones(2))
+    torch.testing.assert_close(output.logits, built.head(built.scale * pooled(built, output)))
     assert (output.maps is None) == (values is SAME)
 
 
@@ -70,7 +79,7 @@ def test_the_vector_is_the_outer_product_of_the_map_with_itself():
         outer += torch.outer(cell, cell) / cells.shape[1]
     expected = outer.sign() * (outer.abs() + 1e-6).sqrt()
     expected = (expected / expected.norm()).flatten().float()
-    torch.testing.assert_close(output.embedding[0], expected, atol=1e-5, rtol=1e-3)
+    torch.testing.assert_close(pooled(built, output)[0], expected, atol=1e-5, rtol=1e-3)
 
 
 @BOTH

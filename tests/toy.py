@@ -211,7 +211,7 @@ def settings(**changes: Any) -> SimpleNamespace:
 
 def params(config: dict[str, Any] | None = None, **engine: Any) -> SimpleNamespace:
     """A params object without the schema."""
-    run = SimpleNamespace(method="toy", task="covid_vs_rest", recipe="toy", config=config or {}, seed=3)
+    run = SimpleNamespace(method="toy", task="covid_vs_rest", recipe="toy", config=config or {}, uses={}, seed=3)
     task = SimpleNamespace(cohort="toys", classes=CLASSES)
     return SimpleNamespace(
         profile="toy", seed=1, engine=settings(**engine), runs={"toy_run": run}, tasks={"covid_vs_rest": task}

@@ -25,6 +25,7 @@ from chestflow.config_sections import (
     Gates,
     MeanEnsemble,
     Name,
+    Pretraining,
     Promote,
     Recipe,
     Register,
@@ -33,6 +34,7 @@ from chestflow.config_sections import (
     Segment,
     Split,
     Task,
+    Tau,
     Tune,
     Validation,
 )
@@ -56,6 +58,8 @@ class Params(Section):
     runs: dict[Name, Run] = Field(min_length=1)
     ensembles: dict[Name, Ensemble] = Field(default_factory=dict)
     engine: Engine = Engine()
+    pretraining: dict[Name, Pretraining] = Field(default_factory=dict)
+    tau: Tau = Tau()
     tune: Tune = Tune()
     evaluate: Evaluate = Evaluate()
     register_: Register = Field(Register(), alias="register")
@@ -78,12 +82,19 @@ class Params(Section):
             known("segment.cxr_lungs.sets", source, self.data.sets)
         for name, task in self.tasks.items():
             known(f"tasks.{name}.cohort", task.cohort, self.cohorts)
+        for name, pretraining in self.pretraining.items():
+            known(f"pretraining.{name}.cohort", pretraining.cohort, self.cohorts)
+            known(f"pretraining.{name}.recipe", pretraining.recipe, self.recipes)
+            ours = self.cohorts[pretraining.cohort].modality
+            if self.recipes[pretraining.recipe].modality != ours:
+                raise ValueError(f"pretraining.{name}: recipe {pretraining.recipe} is not for {ours}, its cohort's")
         for name, run in self.runs.items():
             known(f"runs.{name}.task", run.task, self.tasks)
             known(f"runs.{name}.recipe", run.recipe, self.recipes)
             ours = self.cohorts[self.tasks[run.task].cohort].modality
             if self.recipes[run.recipe].modality != ours:
                 raise ValueError(f"runs.{name}: recipe {run.recipe} is not for {ours}, the modality of task {run.task}")
+            self._takes_over(name, run)
         for name, ensemble in self.ensembles.items():
             if isinstance(ensemble, DualEnsemble):
                 known(f"ensembles.{name}.uniform", ensemble.uniform, self.runs)
@@ -97,6 +108,29 @@ class Params(Section):
         if max(self.folds) >= self.split.k:
             raise ValueError(f"folds asks for fold {max(self.folds)}, but split.k is {self.split.k}; they count from 0")
         return self
+
+    def _takes_over(self, name: str, run: Run) -> None:
+        """Refuse what a run could not use, or could not use without having seen its test images."""
+        for role, used in run.uses.items():
+            place, table = f"runs.{name}.uses.{role}", self.runs if role == "global" else self.pretraining
+            if used not in table:
+                raise ValueError(f"{place} names {used!r}, which is not among {', '.join(table) or 'none'}")
+        if "global" in run.uses:
+            other = self.runs[run.uses["global"]]
+            if "global" in other.uses:
+                raise ValueError(f"runs.{name}.uses.global is {run.uses['global']}, which uses another run itself")
+            if (other.task, other.recipe) != (run.task, run.recipe):
+                raise ValueError(f"runs.{name}.uses.global is {run.uses['global']}, a run of another task or recipe")
+        if "weights" in run.uses:
+            cohort, theirs = self.tasks[run.task].cohort, self.pretraining[run.uses["weights"]].cohort
+            if cohort != theirs:
+                raise ValueError(f"runs.{name} is of cohort {cohort}, its weights of {theirs}: they may know its tests")
+            if run.config.get("weights") is not None:
+                raise ValueError(f"runs.{name} has both config.weights and uses.weights: name one")
+
+    def packed(self) -> set[str]:
+        """The recipes that a run or a pretraining reads."""
+        return {run.recipe for run in self.runs.values()} | {one.recipe for one in self.pretraining.values()}
 
     def task_of(self, name: str) -> Task:
         """The task of a run or an ensemble."""
@@ -163,6 +197,7 @@ __all__ = [
     "Gates",
     "MeanEnsemble",
     "Params",
+    "Pretraining",
     "Promote",
     "Recipe",
     "Register",
@@ -170,6 +205,7 @@ __all__ = [
     "Segment",
     "Split",
     "Task",
+    "Tau",
     "Tune",
     "Validation",
     "load",

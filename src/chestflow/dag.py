@@ -15,10 +15,13 @@ from typing import Any
 import chestflow
 from chestflow.config import MEMBER_SLOTS, Params
 from chestflow.errors import ConfigError
+from chestflow.training import uses
 
 SOURCE = Path(chestflow.__file__).parent
 #: How many files of its own a method may import besides what every training stage imports (slots in dvc.yaml).
 CODE_SLOTS = 12
+#: How many files of other stages a run may take over: a network's two, a pretraining's, a tuned tau's.
+USES_SLOTS = 4
 #: Not listed as stage deps: their values reach DVC as params, or they only shape messages and records, never an out.
 NOT_CODE = ("__init__.py", "config.py", "config_sections.py", "dag.py", "errors.py", "tracking/", "cli/")
 
@@ -83,13 +86,22 @@ def member_slots(params: Params, name: str) -> list[str]:
     return runs + [runs[0]] * (MEMBER_SLOTS - len(runs))
 
 
+def taken_slots(params: Params, run: str, fold: int, *, tau: bool = True) -> list[str]:
+    """What a run takes over from other stages, the training's script repeated to :data:`USES_SLOTS`."""
+    files = [path.as_posix() for path in uses.files(params, run, fold, Path("out"))]
+    files = [f for f in files if tau or "/tau/" not in f]
+    return files + ["stages/train.py"] * (USES_SLOTS - len(files))
+
+
 def tables(params: Params) -> dict[str, Any]:
     """The ``dag`` section that follows from the rest of the parameters."""
-    train, tune, ensemble, evaluate = {}, {}, {}, {}
+    train, tau, tune, ensemble, evaluate = {}, {}, {}, {}, {}
     for fold in params.folds:
         for name, run in params.runs.items():
             item = {"run": name, "fold": fold, "task": run.task, "recipe": run.recipe, "code": method_code(run.method)}
-            train[f"{name}-{fold}"] = item
+            train[f"{name}-{fold}"] = {**item, "uses": taken_slots(params, name, fold)}
+            if uses.tau_is_tuned(params, name):
+                tau[f"{name}-{fold}"] = {**item, "uses": taken_slots(params, name, fold, tau=False)}
         for name in params.ensembles:
             ensemble[f"{name}-{fold}"] = {"name": name, "fold": fold, "members": member_slots(params, name)}
         for name in [*params.runs, *params.ensembles]:
@@ -99,13 +111,14 @@ def tables(params: Params) -> dict[str, Any]:
         packs = [params.runs[run].recipe for run in members]
         task = params.runs[members[0]].task
         evaluate[name] = {"name": name, "task": task, "members": members, "recipes": packs, "recipe": packs[0]}
-    recipes = sorted({run.recipe for run in params.runs.values()})
+    pretrain = {name: {"name": name, "recipe": section.recipe} for name, section in params.pretraining.items()}
+    recipes = sorted(params.packed())
     shortcuts: dict[str, Any] = {}
     for run in params.runs.values():  # a task's pictures are seen as its first run sees them
         shortcuts.setdefault(run.task, {"task": run.task, "recipe": run.recipe})
     return {
-        "recipes": recipes, "train": train, "tune": tune, "ensemble": ensemble, "shortcuts": shortcuts,
-        "evaluate": evaluate,
+        "recipes": recipes, "pretrain": pretrain, "tau": tau, "train": train, "tune": tune, "ensemble": ensemble,
+        "shortcuts": shortcuts, "evaluate": evaluate,
     }  # fmt: skip
 
 

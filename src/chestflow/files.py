@@ -17,6 +17,8 @@ from chestflow.errors import DataError
 if TYPE_CHECKING:
     import pandas as pd
 
+#: What describes a trained network and holds its weights.
+MODEL, WEIGHTS = "model.json", "weights.safetensors"
 #: Attention maps beside a run's predictions, by role: training writes them, evaluation reads them.
 ATTENTION_FILES = {"test": "attention.npy", "external": "attention_external.npy"}
 

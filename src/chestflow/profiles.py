@@ -19,6 +19,7 @@ from chestflow.config import Params, parse, read_yaml
 from chestflow.errors import ConfigError
 from chestflow.files import atomic_path
 from chestflow.methods import registry
+from chestflow.training.uses import planned
 
 HEADER = re.compile(r"^# Written by `chestflow config (?P<profile>[\w-]+)`; body (?P<body>[0-9a-f]{12})\.")
 
@@ -72,7 +73,7 @@ def complete(values: dict[str, Any], file: str = "params.yaml") -> dict[str, Any
         if recipe.modality not in method.modalities:
             reads = ", ".join(method.modalities)
             raise ConfigError(f"{file}: runs.{name}: {run.method} reads {reads}, not {recipe.modality}")
-    plain["recipes"] = {n: r for n, r in plain["recipes"].items() if n in {run.recipe for run in params.runs.values()}}
+    plain["recipes"] = {n: r for n, r in plain["recipes"].items() if n in params.packed()}
     plain["dag"] = dag.tables(parse(plain, file))
     return plain
 
@@ -85,7 +86,8 @@ def check(params: Params) -> None:
         method = registry.get(run.method)
         config = registry.configure(method, run.config, where=f"runs.{name}.config")
         recipe = params.recipes[run.recipe]
-        spec = registry.InputSpec(recipe.modality, tuple(recipe.size), tuple(params.tasks[run.task].classes))
+        classes, taken = tuple(params.tasks[run.task].classes), planned(params, name)
+        spec = registry.InputSpec(recipe.modality, tuple(recipe.size), classes, taken)
         if params.engine.amp == "bf16" and params.engine.device == "cpu" and recipe.modality == "ct_volume":
             raise ConfigError(
                 f"engine.amp is bf16 on the CPU, where 3D gradients can be wrong (runs.{name}): set it to off"

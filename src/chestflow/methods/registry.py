@@ -26,11 +26,22 @@ if typing.TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What the network will be fed: ``shape`` is (H, W) or (D, H, W), ``classes`` in index order with covid19 last."""
+    """What the network will be fed: ``shape`` is (H, W) or (D, H, W), ``classes`` in index order with covid19 last.
+
+    ``uses`` is what it takes over from other stages (:mod:`chestflow.training.uses`): ``global``, a dict of method,
+    config, input and dropped modules of another run's network, and ``tau``, a number.
+    """
 
     modality: str
     shape: tuple[int, ...]
     classes: tuple[str, ...]
+    uses: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    @classmethod
+    def of(cls, values: dict[str, Any]) -> InputSpec:
+        """From plain values, as model.json holds them."""
+        shape, classes = tuple(values["shape"]), tuple(values["classes"])
+        return cls(values["modality"], shape, classes, values.get("uses", {}))
 
 
 @dataclass(frozen=True)
@@ -43,7 +54,8 @@ class Method:
         modalities: what it can read: cxr, ct_slice, ct_volume.
         config: frozen dataclass with defaults.
         build: (config, input) -> network whose ``forward(image, lung=None)`` returns an
-            :class:`~chestflow.nn.output.Output`. Raises ConfigError where they do not fit.
+            :class:`~chestflow.nn.output.Output`; one whose ``reads_infection`` is true takes the
+            infection mask third. Raises ConfigError where they do not fit.
         phases: config -> the phases to run in order.
         provenance: of a comparator, one line: what its network was read from, or how it was approximated.
     """

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from chestflow.files import sha256_file
-from chestflow.training import tables
+from chestflow.training import tables, uses
 from chestflow.training.checkpoints import key, place
 
 _BLOCKS, _BLOCK_BYTES = 64, 1 << 16
@@ -26,10 +26,12 @@ def checkpoint_folder(params: Any, run: str, fold: int, out: Path, checkpoints: 
     roles = tables.role_tables(task, section.task, fold, out)
     folder = out / "packs" / section.recipe
     package = Path(__file__).parent.parent
-    code = [package / "methods" / f"{section.method}.py"]
+    built = [run, *(name for role, name in section.uses.items() if role == "global")]
+    code = [package / "methods" / f"{params.runs[name].method}.py" for name in built]
     code += [p for part in ("nn", "losses", "training") for p in sorted((package / part).glob("*.py"))]
     facts = {
         "run": [run, fold, params.seed, section.seed, section.method, section.config],
+        "uses": uses.fingerprint(params, run, fold, out),
         "task": [task.cohort, task.classes],
         "engine": [params.engine.device, params.engine.amp, params.engine.threads, version("torch")],
         "roles": {r: hashlib.sha256(t.to_csv(index=False).encode()).hexdigest() for r, t in sorted(roles.items())},

@@ -15,6 +15,7 @@ from chestflow.nn.output import Output, class_logits
 from chestflow.training.distributed import World
 from chestflow.training.hardware import autocast
 from chestflow.training.loader import PackLike, Reader
+from chestflow.training.phases import respond
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ def infer(
     for batch in Reader(pack, table, device).batches(chunks):
         # Grad-CAM differentiates by the features; a picture that wants gradients gives them even to frozen layers.
         with torch.set_grad_enabled(attention), autocast(device, amp):
-            output: Output = network(batch.image.requires_grad_(attention), batch.lung)
+            batch.image.requires_grad_(attention)
+            output = respond(network, batch)
         logits = class_logits(output.logits.detach().float())
         embedding = logits if output.embedding is None else output.embedding.detach().float()
         heat = _heat(output) if attention else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pandas as pd
@@ -16,6 +16,7 @@ from chestflow.errors import ConfigError
 from chestflow.training.monitors import CLASSIFIED, MONITORS
 
 if TYPE_CHECKING:
+    from chestflow.nn.output import Output
     from chestflow.training.inference import Inferred
 
 
@@ -41,6 +42,23 @@ class Batch:
     has_infection: Tensor
     ratio: Tensor
     rows: Tensor
+
+
+def respond(network: nn.Module, batch: Batch) -> Output:
+    """The network's output for a batch; the infection mask goes to those that read it alone."""
+    inner = getattr(network, "module", network)  # several processes wrap the network
+    if getattr(inner, "reads_infection", False):
+        apart = getattr(inner, "unknown_infection_is_nan", False)
+        return cast("Output", network(batch.image, batch.lung, unknown_as_nan(batch) if apart else batch.infection))
+    return cast("Output", network(batch.image, batch.lung))
+
+
+def unknown_as_nan(batch: Batch) -> Tensor | None:
+    """The batch's infection masks, NaN in samples that have none, so that these differ from empty ones."""
+    if batch.infection is None:
+        return None
+    unknown = ~batch.has_infection.view(-1, *[1] * (batch.infection.ndim - 1))
+    return batch.infection.masked_fill(unknown, float("nan"))
 
 
 #: (network, batch, generator) -> {"loss": scalar to descend, other names: scalars to log}

@@ -9,11 +9,9 @@ import torch
 from torch import nn
 
 from chestflow.errors import ConfigError, DataError, TrainingError
-from chestflow.files import atomic_path, read_json, sha256_file, write_json
+from chestflow.files import MODEL, WEIGHTS, atomic_path, read_json, sha256_file, write_json
 from chestflow.methods import registry
 from chestflow.training.phases import drop
-
-WEIGHTS, MODEL = "weights.safetensors", "model.json"
 
 
 def save_network(folder: Path, network: nn.Module, description: dict[str, Any]) -> None:
@@ -39,11 +37,9 @@ def load_network(folder: Path) -> tuple[nn.Module, dict[str, Any]]:
     again = "train it again, or restore the folder"
     try:
         description = read_json(folder / MODEL)
-        spec = description["input"]
         method = registry.get(description["method"])
         config = registry.configure(method, description["config"], where=f"{MODEL} config")
-        shaped = registry.InputSpec(spec["modality"], tuple(spec["shape"]), tuple(spec["classes"]))
-        network = method.build(config, shaped)
+        network = method.build(config, registry.InputSpec.of(description["input"]))
         drop(network, description.get("dropped", ()))
     except DataError as error:
         raise TrainingError(str(error)) from None

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from chestflow.errors import ConfigError
 from chestflow.methods import registry
-from chestflow.training import tables
+from chestflow.training import tables, uses
 from chestflow.training.checkpoints import clear
 from chestflow.training.identity import checkpoint_folder
 from chestflow.training.termination import stop_on_sigterm
@@ -72,7 +72,8 @@ def _train(params: Any, run: str, fold: int, out: Path, folder: Path, log: Log |
         name: table.assign(row=pack.rows_of(table["image_id"].tolist()))
         for name, table in tables.role_tables(task, section.task, fold, out).items()
     }
-    spec = registry.InputSpec(pack.recipe["modality"], tuple(pack.data.shape[1:]), tuple(task.classes))
+    taken = uses.resolved(params, run, fold, out)
+    spec = registry.InputSpec(pack.recipe["modality"], tuple(pack.data.shape[1:]), tuple(task.classes), taken)
     if spec.modality not in method.modalities:
         wanted = " or ".join(method.modalities)
         raise ConfigError(
@@ -83,6 +84,7 @@ def _train(params: Any, run: str, fold: int, out: Path, folder: Path, log: Log |
     make_reproducible(params.engine.threads)
     torch.manual_seed(seed_of(seed, "initial weights"))
     network = method.build(config, spec)
+    uses.load(network, params, run, fold, out)
     data = engine.Data(pack, roles["train"], roles["tune"])
     phases = method.phases(config)
     result = engine.fit(network, phases, data, params.engine, seed=seed, folder=folder, log=log)

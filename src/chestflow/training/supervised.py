@@ -19,7 +19,7 @@ from chestflow.methods.registry import InputSpec, ours
 from chestflow.nn.backbones import Backbone, load_weights
 from chestflow.training.augmentation import random_affine, random_subset
 from chestflow.training.optimisers import OPTIMISERS, SCHEDULES, check_rates, optimiser_of, schedule_of
-from chestflow.training.phases import Augmentation, Batch, Phase, Sampler
+from chestflow.training.phases import Augmentation, Batch, Phase, Sampler, respond
 from chestflow.training.samplers import oversample, uniform
 
 Prepare = Callable[[nn.Module, Iterator[Batch]], None]
@@ -74,7 +74,7 @@ class FineTuned(Supervised):
 
 def cross_entropy(network: nn.Module, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
     """Unweighted cross entropy of the logits."""
-    return {"loss": F.cross_entropy(network(batch.image, batch.lung).logits.float(), batch.target)}
+    return {"loss": F.cross_entropy(respond(network, batch).logits.float(), batch.target)}
 
 
 def oversampled(factor: int) -> Sampler:

@@ -5,6 +5,7 @@ from pathlib import Path
 from chestflow.config import load
 from chestflow.errors import one_line_errors
 from chestflow.files import read_parquet
+from chestflow.segmentation.infection import load as load_segmenter
 from chestflow.segmentation.run import segment
 
 OUT = Path("out")
@@ -14,7 +15,17 @@ def main() -> None:
     params = load()
     manifest, splits, groups = (read_parquet(OUT / f"{name}.parquet") for name in ("manifest", "splits", "groups"))
     splits = splits[splits["fold"].isin(params.folds)]
-    segment(manifest, splits, groups, params.segment, OUT, seed=params.seed, threads=params.engine.threads)
+    trained = load_segmenter(OUT / "infection")
+    segment(
+        manifest,
+        splits,
+        groups,
+        params.segment,
+        OUT,
+        seed=params.seed,
+        threads=params.engine.threads,
+        infection=trained if trained.modalities else None,
+    )
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from chestflow.config_sections import (
     Ensemble,
     Evaluate,
     Gates,
+    Infection,
     MeanEnsemble,
     Name,
     Pretraining,
@@ -52,6 +53,7 @@ class Params(Section):
     validate_: Validation = Field(Validation(), alias="validate")
     cohorts: dict[Name, Cohort] = Field(min_length=1)
     split: Split = Split()
+    infection: Infection = Infection()
     segment: Segment = Segment()
     recipes: dict[Name, Recipe] = Field(min_length=1)
     tasks: dict[Name, Task] = Field(min_length=1)
@@ -80,6 +82,11 @@ class Params(Section):
                 raise ValueError(f"cohorts.{name} has a set both trained on and external")
         for source in self.segment.cxr_lungs.sets:
             known("segment.cxr_lungs.sets", source, self.data.sets)
+        slices, volumes = self.infection.ct_slice, self.infection.ct_volume
+        for source in [*slices.sets, *slices.pseudo.sets, *volumes.sets]:
+            known("infection", source, self.data.sets)
+        if slices.pseudo.sets and not slices.sets:
+            raise ValueError("infection.ct_slice.pseudo.sets needs infection.ct_slice.sets, whose masks come first")
         for name, task in self.tasks.items():
             known(f"tasks.{name}.cohort", task.cohort, self.cohorts)
         for name, pretraining in self.pretraining.items():
@@ -195,6 +202,7 @@ __all__ = [
     "Ensemble",
     "Evaluate",
     "Gates",
+    "Infection",
     "MeanEnsemble",
     "Params",
     "Pretraining",

@@ -15,6 +15,8 @@ Range = tuple[float, float]
 Count = Annotated[int, Field(ge=1)]
 #: How many runs an ensemble may join (slots in dvc.yaml).
 MEMBER_SLOTS = 6
+#: Paper 003's threshold of the heat map.
+PAPER_TAU = 0.75
 
 
 class Section(BaseModel):
@@ -83,8 +85,84 @@ class CxrLungs(Section):
 class Segment(Section):
     ct_lung_threshold_hu: float = -320.0  # ours: between air and soft tissue
     ct_closing_mm: float = Field(8.0, ge=0)  # ours
+    ct_convex_wall: bool = True  # ours: dense lesions at the chest wall count as lung
     ct_prefer_source: bool = False  # ours: take the source's lung masks on CT where it gives them
+    infection_prefer_source: bool = True  # ours: false takes the trained network's masks on CT, for all images alike
     cxr_lungs: CxrLungs = CxrLungs()
+
+
+class PseudoLabels(Section):
+    """Algorithm 1 of paper 003: unlabelled slices, a chunk a round, join the training with their predicted masks."""
+
+    sets: list[Name] = []  # sets whose slices without masks take part; empty leaves the loop out
+    chunk: int = Field(100, ge=1)  # paper 003; Inf-Net's code: 5
+    threshold: Share = 0.5  # ours
+    soft_targets: bool = False  # true: probabilities instead of masks, as the code; never scaled by their range
+    include_test_in_pseudo: bool = False  # paper 003: true, transductive; its classifiers are tested on those slices
+    epochs: int = Field(9, ge=1)  # Inf-Net's code, per round
+    lr: float = Field(3e-4, gt=0)  # Inf-Net's code
+    batch_size: int = Field(16, ge=1)  # Inf-Net's code
+    final: Literal["paper", "pretrain_finetune"] = "paper"  # the code's: anew on pseudo labels, then on doctors' labels
+
+
+class InfectionSlices(Section):
+    """Inf-Net on axial slices."""
+
+    sets: list[Name] = []  # sets whose infection masks train the segmenter; empty trains none
+    backbone: Literal["res2net50", "resnet18"] = "res2net50"  # paper 003; resnet18 is ours, for small machines
+    weights: str | None = None  # path of a state dict of the backbone; null starts from scratch
+    channel: int = Field(32, ge=4)  # Inf-Net's code
+    size: int = Field(352, ge=64, multiple_of=32)  # Inf-Net's code
+    scales: list[Annotated[float, Field(gt=0, le=2)]] = Field([0.75, 1.0, 1.25], min_length=1)  # Inf-Net's code
+    epochs: int = Field(100, ge=1)  # Inf-Net's code, whose loop runs 99
+    lr: float = Field(1e-4, gt=0)  # Inf-Net's code
+    batch_size: int = Field(24, ge=1)  # Inf-Net's code
+    clip_value: float | None = Field(0.5, gt=0)  # Inf-Net's code: of each gradient
+    #: step: /10 after each 50 epochs, as stated; compounding: as the code does, by that power of 10 again each epoch
+    schedule: Literal["constant", "step", "compounding", "cosine"] = "step"
+    weighting: Literal["applied", "cancelled"] = "applied"  # paper 003; in the code the weights cancel
+    threshold: Share = 0.5  # ours
+    flips: bool = True  # ours
+    normal_as_empty: bool = False  # ours: images of label normal train with empty masks
+    pseudo: PseudoLabels = PseudoLabels()
+
+
+class InfectionVolumes(Section):
+    """Inf-Net slice by slice inside the lungs' box, or a 3D U-Net on patches."""
+
+    sets: list[Name] = []  # sets whose infection masks train the segmenter; empty trains none
+    network: Literal["slices", "unet3d"] = "slices"  # ours
+    window: tuple[float, float] = (-1350.0, 150.0)  # paper 004: HU, to grey 0 to 255
+    slices_per_volume: int = Field(8, ge=1)  # ours: that train; half of them from where the infection is
+    slices: InfectionSlices = InfectionSlices()  # its sets and pseudo labels stay empty
+    spacing_mm: tuple[float, float, float] | None = (3.0, 1.5, 1.5)  # ours: (z, y, x) of the U-Net; null: the file's
+    patch: tuple[int, int, int] = (32, 96, 96)  # ours
+    patches_per_volume: int = Field(4, ge=1)  # ours: an epoch's; half of them around infection
+    width: int = Field(16, ge=4)  # ours: channels of the U-Net's first level
+    epochs: int = Field(40, ge=1)  # ours
+    lr: float = Field(1e-3, gt=0)  # ours
+    batch_size: int = Field(4, ge=1)  # ours
+    threshold: Share = 0.5  # ours
+    normal_as_empty: bool = False  # ours: volumes of label normal train with empty masks
+
+    @model_validator(mode="after")
+    def _fits(self) -> Self:
+        if self.slices.sets or self.slices.pseudo.sets:
+            raise ValueError("slices.sets and slices.pseudo.sets are for pictures: name volumes' sets in sets")
+        if not self.window[0] < self.window[1]:
+            raise ValueError(f"window is {list(self.window)}; the first must be below the second")
+        if any(side < 16 or side % 8 for side in self.patch):
+            raise ValueError(f"patch is {list(self.patch)}; each side must be a multiple of 8, and 16 or more")
+        if self.spacing_mm is not None and min(self.spacing_mm) <= 0:
+            raise ValueError(f"spacing_mm is {list(self.spacing_mm)}; each must be above 0")
+        return self
+
+
+class Infection(Section):
+    """Segmenters of infection, by modality; without sets there is none, and only source masks count."""
+
+    ct_slice: InfectionSlices = InfectionSlices()
+    ct_volume: InfectionVolumes = InfectionVolumes()
 
 
 class Clahe(Section):
@@ -134,6 +212,8 @@ class Run(Section):
     task: Name
     recipe: Name
     config: dict[str, Any] = {}
+    #: what it takes over: global, a run whose network is its global branch; weights, a pretraining of its backbones
+    uses: dict[Literal["global", "weights"], Name] = {}
     seed: int = 0  # added to the profile's seed
 
 
@@ -260,3 +340,47 @@ class Promote(Section):
     staging: Gates = Gates()
     production: Gates = Gates(auroc_lo=0.90, sensitivity_lo=0.80, ece_max=0.08, worst_subgroup_auroc=0.80)
     research_use: bool = False  # true: never serves patients, so licences do not block
+
+
+class Tau(Section):
+    """The search for the heat map's threshold (paper 003), between the global and the heat-map branch."""
+
+    range: Range = (0.3, 0.95)  # ours, around paper 003's 0.75
+    trials: int = Field(12, ge=2)  # ours
+    epochs: int = Field(5, ge=1)  # ours: of the heat-map branch in each trial
+    criterion: Literal["auroc", "accuracy", "macro_f1"] = "auroc"  # ours: accuracy ties on small tune roles
+    pruning: bool = True  # ours: a trial ends when it is worse than the median of those before it at the same epoch
+    prune_from: int = Field(4, ge=1)  # ours: trials that run to their end before any is given up
+    prune_after: int = Field(1, ge=0)  # ours: epochs before a trial may be given up
+    bootstrap: int = Field(200, ge=20)  # ours
+
+    @model_validator(mode="after")
+    def _holds_the_papers(self) -> Self:
+        low, high = self.range
+        if not 0 <= low < high <= 1:
+            raise ValueError(f"range is [{low}, {high}]; it must rise within [0, 1]")
+        if not low <= PAPER_TAU <= high:
+            raise ValueError(f"range is [{low}, {high}]; it must hold the paper's {PAPER_TAU}, which is always tried")
+        return self
+
+
+class Pretraining(Section):
+    """MoCo v2 on a cohort's training pictures without their labels (Self-Trans); its weights start backbones."""
+
+    cohort: Name
+    recipe: Name
+    backbone: str = "densenet169"  # paper 003; any that chestflow.nn.backbones knows
+    channels: Literal[1, 3] = 3  # paper 003: three equal ones; as the runs that start from these weights
+    normalise: Literal["selftrans", "imagenet", "unit", "zscore"] = "selftrans"  # Self-Trans; as the runs' again
+    weights: str | None = None  # where it starts: null at random, `imagenet` (Self-Trans), or a state dict's path
+    epochs: int = Field(200, ge=1)  # MoCo v2
+    batch: int = Field(128, ge=2)  # Self-Trans
+    lr: float = Field(0.015, gt=0)  # MoCo v2: 0.03 at batch 256
+    weight_decay: float = Field(1e-4, ge=0)  # MoCo v2
+    queue: int = Field(512, ge=1)  # ours: about a small cohort's pictures; MoCo v2 has 65536 for a million
+    skip_own: bool = True  # ours: a small set's queue holds old keys of the query's own picture: no negatives
+    momentum: float = Field(0.999, ge=0, lt=1)  # MoCo: of the key encoder
+    temperature: float = Field(0.2, gt=0)  # MoCo v2
+    key_groups: int = Field(4, ge=1)  # Self-Trans ran on 4 GPUs: parts of a batch whose keys are normalised apart
+    smallest_crop: Share = 0.2  # MoCo v2: share of the picture's area that a view keeps at least
+    seed: int = 0  # added to the profile's seed

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 MODEL, WEIGHTS = "model.json", "weights.safetensors"
 #: Attention maps beside a run's predictions, by role: training writes them, evaluation reads them.
 ATTENTION_FILES = {"test": "attention.npy", "external": "attention_external.npy"}
+#: The test role's vectors before the last layer, beside the predictions of runs on CT slices.
+EMBEDDING_FILE = "embedding.npy"
 
 
 @contextmanager

@@ -77,8 +77,8 @@ def test_every_run_shows_the_same_images_with_its_own_answers(tmp_path: Path) ->
             f"p = {number / 100 + 0.1:.2f}",
         ]
         # both runs drew the same map over the same picture, though their files list the images differently
-        assert cells[1].png == cells[2].png
-        assert decoded(cells[0].png).shape == (CELL, CELL, 3)
+        assert cells[1].content == cells[2].content
+        assert decoded(cells[0].content).shape == (CELL, CELL, 3)
 
 
 def test_heat_and_lesion_lie_where_they_are(tmp_path: Path) -> None:
@@ -86,13 +86,13 @@ def test_heat_and_lesion_lie_where_they_are(tmp_path: Path) -> None:
     write(tmp_path, settings)
     picture = np.load(tmp_path / "packs" / "small" / "data.npy")[9]
     _, cells = grids(settings, tmp_path)[0].rows[2]
-    np.testing.assert_array_equal(decoded(cells[0].png), blend(picture, None, size=CELL))
-    warm = decoded(cells[1].png).astype(int) - decoded(cells[0].png)
+    np.testing.assert_array_equal(decoded(cells[0].content), blend(picture, None, size=CELL))
+    warm = decoded(cells[1].content).astype(int) - decoded(cells[0].content)
     y, x = np.unravel_index(warm[..., 0].argmax(), warm.shape[:2])
     assert (y * 4 // CELL, x * 4 // CELL) == (9 % 4, 9 // 4)
-    assert (decoded(cells[1].png) == LESION).all(-1).any()
+    assert (decoded(cells[1].content) == LESION).all(-1).any()
     healthy = grids(settings, tmp_path)[0].rows[3][1]
-    assert not (decoded(healthy[1].png) == LESION).all(-1).any()
+    assert not (decoded(healthy[1].content) == LESION).all(-1).any()
 
 
 def test_tasks_stand_apart_and_one_run_alone_needs_no_grid(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """CT lungs by threshold, on a thorax whose lungs are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -64,6 +66,72 @@ def test_a_notch_at_the_wall_needs_the_closing() -> None:
     hu[notch] = 30
     assert segment_ct(hu, SPACING, closing_mm=0.0)[notch].mean() < 0.1
     assert segment_ct(hu, SPACING, closing_mm=12.0)[notch].mean() > 0.6
+
+
+def at_the_border(count: int) -> dict[str, tuple[float, float]]:
+    """Phantoms whose subpleural infection takes up to a quarter of the lungs: Dice without and with the convex wall."""
+    found = {}
+    patients = [patient for patient in draw(2 * count, seed=5) if patient.label == "covid19"][:count]
+    for patient in patients:
+        thorax_of = anatomy.build(patient, patient.studies[0], Grid((96, 96, 96), patient.site.extent_mm))
+        for ratio in (0.06, 0.25):
+            scan = modalities.ct(patient, replace(patient.studies[0], ct_ratio=ratio), thorax_of)
+            without, with_wall = (
+                dice(segment_ct(scan.hu, scan.spacing_mm, convex_wall=wall), scan.lung) for wall in (False, True)
+            )
+            found[f"{patient.name} {ratio}"] = (without, with_wall)
+    return found
+
+
+def test_lesions_at_the_border_do_not_cost_the_lungs_their_outline() -> None:
+    found = at_the_border(5)
+    assert min(after for _, after in found.values()) >= 0.97, found
+    assert min(before for before, _ in found.values()) < 0.97, "the phantoms ask nothing of the convex wall"
+    assert max(before - after for before, after in found.values()) < 0.005, found
+
+
+def test_the_convex_wall_leaves_healthy_lungs_alone() -> None:
+    patients = [patient for patient in draw(16, seed=5) if patient.label == "normal"]
+    assert patients
+    for patient in patients:
+        study = patient.studies[0]
+        scan = modalities.ct(patient, study, anatomy.build(patient, study, Grid((96, 96, 96), patient.site.extent_mm)))
+        before, after = (
+            dice(segment_ct(scan.hu, scan.spacing_mm, convex_wall=wall), scan.lung) for wall in (False, True)
+        )
+        assert after >= 0.97
+        assert abs(after - before) < 0.005
+
+
+def test_a_dense_wedge_at_the_side_wall_needs_the_convex_wall() -> None:
+    hu, lungs = thorax()
+    wedge = np.zeros(SHAPE, dtype=bool)
+    wedge[8:24, 32:48, 68:] = True  # 64 mm high and deep, far wider than the closing
+    wedge &= lungs
+    hu[wedge] = 30
+    assert segment_ct(hu, SPACING, convex_wall=False)[wedge].mean() < 0.3
+    assert segment_ct(hu, SPACING)[wedge].mean() > 0.7
+    # mirrored, the other lung's side wall is the other side
+    mirrored = segment_ct(np.ascontiguousarray(hu[:, :, ::-1]), SPACING)[:, :, ::-1]
+    assert mirrored[wedge].mean() > 0.7
+
+
+def test_a_dent_towards_the_heart_stays() -> None:
+    hu, lungs = thorax()
+    heart = np.zeros(SHAPE, dtype=bool)
+    heart[8:24, 32:48, 46:58] = True
+    heart &= lungs
+    hu[heart] = 30
+    assert segment_ct(hu, SPACING)[heart].mean() < 0.3
+
+
+def test_lungs_that_touch_are_told_apart_by_the_bodys_middle() -> None:
+    hu, lungs = thorax()
+    bridge = np.s_[16, 40, 40:50]
+    hu[bridge] = -820
+    touching = lungs.copy()
+    touching[bridge] = True
+    assert dice(segment_ct(hu, SPACING), lungs) >= 0.97
 
 
 def test_bowel_gas_and_a_third_pocket_are_left_out() -> None:

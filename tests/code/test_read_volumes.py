@@ -55,10 +55,12 @@ def test_flipped_slices_are_turned_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize("order", list(permutations(range(3))))
 def test_any_storage_order_gives_one_orientation(order: tuple[int, ...]) -> None:
     towards = {0: (0.0, 0.0, 1.0), 1: (0.0, 1.0, 0.0), 2: (1.0, 0.0, 0.0)}  # of our axes z, y, x
+    turn, _ = np.linalg.qr(np.eye(3) + 0.05 * np.array([[0, 1, -1], [-1, 0, 1], [1, -1, 0]]))
+    turn *= np.sign(np.diag(turn))
     for flips in product([1, -1], repeat=3):
         stored = HU.transpose(order)[tuple(slice(None, None, sign) for sign in flips)]
         directions = np.array([np.array(towards[axis]) * sign for axis, sign in zip(order, flips, strict=True)])
-        directions += 0.05  # a little oblique
+        directions = directions @ turn  # a little oblique
         spacing = tuple((3.0, 2.0, 1.0)[axis] for axis in order)
         turned, zyx = to_zyx(stored, directions, spacing)
         assert (turned == HU).all()

@@ -31,7 +31,7 @@ def row(number: int, label: str | None = "normal", source: str = "alpha", **more
         "height": 256,
         "depth": 32 if modality == "ct_volume" else 1,
         "bits": 8,
-        "color_mode": "L",
+        "color_mode": "HU" if modality == "ct_volume" else "L",
         "file_format": "png",
         "sha256": hexes(f"bytes{source}{number}", 64),
         "phash": None if modality == "ct_volume" else hexes(f"picture{source}{number}", 16),

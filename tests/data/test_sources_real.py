@@ -4,14 +4,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 
+from chestflow.config import Cohort, Task, Validation
+from chestflow.data import confounding_rules
+from chestflow.data.findings import Dataset
 from chestflow.data.ingest import ingest
-from chestflow.data.sources.base import Row, read_rows
-from chestflow.imaging.read import read_mask, read_volume
+from chestflow.data.sources.base import Reject, Row, read_rows
+from chestflow.imaging.read import read_classes, read_mask, read_radiograph, read_volume
 
-FOLDERS = {"darkcovid": "darkcovid", "cohen_seg": "cohen-seg", "covid_ct_md": "covid-ct-md"}
+FOLDERS = {
+    "darkcovid": "darkcovid",
+    "cohen_seg": "cohen-seg",
+    "covid_ct": "covid-ct",
+    "covid_ct_md": "covid-ct-md",
+    "covid_semiseg": "covid-semiseg",
+}
 
 
 @pytest.fixture(scope="module")
@@ -84,3 +94,66 @@ def test_ingest_of_a_jpeg_lossless_series(data: Path, tmp_path: Path, capfd: pyt
         if value:
             assert value.encode() not in raw
             assert value not in told.out + told.err
+
+
+def test_covid_ct_counts_sides_and_patients(data: Path) -> None:
+    found = rows(data, "covid_ct")
+    assert not any(isinstance(row, Reject) for row in read_rows("covid_ct", data / "covid_ct"))
+    table = pd.DataFrame([(r.label, r.official_split, r.patient) for r in found], columns=["label", "side", "patient"])
+    # The copy holds train and val, which is its test.
+    assert table.groupby(["label", "side"]).size().to_dict() == {
+        ("covid19", "train"): 191,
+        ("covid19", "test"): 60,
+        ("non_covid", "train"): 234,
+        ("non_covid", "test"): 58,
+    }
+    assert table["patient"].notna().all()
+    assert table["patient"].nunique() == 289
+    assert (table.groupby("patient")["side"].nunique() == 1).all()
+    assert (table.groupby("patient")["label"].nunique() == 1).all()
+
+
+def test_covid_ct_colour_modes(data: Path, tmp_path: Path) -> None:
+    ingest("covid_ct", data / "covid_ct", tmp_path, id_key="key", workers=1)
+    manifest, rejects = pd.read_parquet(tmp_path / "manifest.parquet"), pd.read_csv(tmp_path / "rejects.csv")
+    assert (len(manifest), len(rejects)) == (543, 0)
+    modes = manifest.groupby(["label", "color_mode"]).size()
+    assert modes["covid19", "RGBA"] == 127
+    assert "RGBA" not in modes["non_covid"]
+    tasks = {"task": Task(cohort="slices", classes={"rest": ["non_covid"], "covid19": ["covid19"]})}
+    cohorts = {"slices": Cohort(sets=["covid_ct"], modality="ct_slice")}
+    dataset = Dataset(manifest, rejects, cohorts, tasks, Validation())
+    told = {(figures["property"], figures["value"]) for _, _, figures in confounding_rules.value_of_one_class(dataset)}
+    assert ("color_mode", "RGBA") in told
+    assert min(manifest["width"].min(), manifest["height"].min()) == 61
+    assert not any(b"Patient 1" in file.read_bytes() for file in tmp_path.iterdir())
+
+
+def test_semiseg_classes_compose_the_binary_mask(data: Path) -> None:
+    found = rows(data, "covid_semiseg")
+    masked = [row for row in found if row.infection_mask]
+    assert (len(masked), len(found)) == (50, 1650)
+    free = [row for row in found if not row.infection_mask]
+    assert len({row.study for row in free}) == 20
+    assert len({(row.patient_source, row.patient) for row in free}) == 18  # two of Radiopaedia's cases gave two volumes
+    assert all(row.patient is None for row in masked)
+    values = set()
+    for row in masked:
+        shape = read_radiograph(row.path).pixels.shape
+        binary = read_mask([row.path.parents[1] / "GT" / f"{row.path.stem}.png"], shape)
+        classes = read_classes(row.infection_mask, shape)
+        assert classes is not None
+        assert ((classes > 0) == binary).all()
+        assert binary.any()
+        values |= set(np.unique(classes))
+    assert values == {0, 1, 2}
+
+
+def test_covid_ct_md_series(data: Path) -> None:
+    found = rows(data, "covid_ct_md")
+    assert {(row.label, row.patient) for row in found} == {
+        ("covid19", "P001"),
+        ("cap", "cap001"),
+        ("normal", "normal001"),
+    }
+    assert all(row.infected_slices is None for row in found)  # the arrays of labels are not in this copy

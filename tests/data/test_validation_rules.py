@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -51,6 +53,23 @@ FIRING = {
         "outside any one cohort",
     ),
     "counts_differ_from_published": (dataset(mixed(), infos=info(normal=20, covid19=21)), "covid19 20 of 21"),
+    "official_split_is_another": (
+        dataset(
+            mixed(official_split="train"), infos={"alpha": replace(info()["alpha"], official_counts={"train": 39})}
+        ),
+        "train 40 of 39",
+    ),
+    "value_of_one_class": (
+        dataset(mixed() + many("covid19", 12, color_mode="RGBA")),
+        "12 images of covid19 and none of the rest have RGBA",
+    ),
+    "volumes_of_grey_values": (
+        dataset(
+            [*mixed(modality="ct_volume"), row(90, modality="ct_volume", color_mode="L", spacing_mm=None)],
+            cohorts={"chests": Cohort(sets=["alpha"], modality="ct_volume")},
+        ),
+        "1 volume of 8-bit grey values",
+    ),
     "labels_left_out": (dataset(mixed() + many("cap", 3)), "cap 3"),
     "identical_files": (dataset([*mixed(), row(90, sha256="a" * 64), row(91, sha256="a" * 64)]), "in 1 group of"),
     "patients_unknown": (dataset(mixed() + many("normal", 4, patient_id=None)), "9%"),

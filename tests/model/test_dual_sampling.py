@@ -367,3 +367,33 @@ def test_what_does_not_fit_is_refused(spec, message):
 def test_impossible_settings_are_refused(values):
     with pytest.raises(ConfigError):
         METHOD.build(config(**values), SPEC)
+
+
+#: The rows of the paper's Table II that are single networks, and RN34+SS, which it leaves out.
+ROWS = {
+    "RN34+US": {"attention": False},
+    "RN34+SS": {"attention": False, "sampling": "size_balanced"},
+    "Attention RN34+US": {},
+    "Attention RN34+SS": {"sampling": "size_balanced"},
+}
+
+
+@pytest.mark.parametrize("row", ROWS)
+def test_rows_of_the_table_differ_in_attention_and_sampling_alone(row):
+    from chestflow.imaging.cam import grad_cam
+
+    options = ROWS[row]
+    built, sample = network(**options).eval(), batch(4)
+    output = built(sample.image.requires_grad_(), sample.lung)
+    parts = attended_loss(config(**options), output, sample)
+    attended = "attention" not in options
+    assert (output.attention is not None) == attended == ("attention" in parts)
+    if not attended:  # no L_ex, and the figures' maps are Grad-CAM of the last map
+        torch.testing.assert_close(parts["loss"], parts["classification"])
+        assert grad_cam(output, 1).shape == (4, 1, *output.features.shape[2:])
+    weights = {name: tuple(value.shape) for name, value in built.state_dict().items()}
+    assert weights == {name: tuple(value.shape) for name, value in network().state_dict().items()}
+    table = pd.DataFrame({"row": range(40), "target": [0, 1] * 20, "ratio": [0.0005, 0.02, 0.05, 0.2] * 10})
+    drawn = [i for chunk in METHOD.phases(config(**options))[0].sampler(table, 8, generator()) for i in chunk]
+    assert len(drawn) == 40
+    assert (sorted(drawn) == list(range(40))) == (options.get("sampling") is None)  # uniform: each once

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from chestflow.cli.phantom import phantom
+from chestflow.data.phantom.layout import LARGE
+from chestflow.data.phantom.layout import SETS as PHANTOMS
 
 DATA = Path("data")
 
@@ -95,13 +97,13 @@ def list_sets() -> None:
 
 @data.command("ensure")
 def ensure() -> None:
-    """Make the phantom cohort if params.yaml uses it and it is not here; name other sets that are missing."""
+    """Make the phantom cohorts that params.yaml uses and that are not here; name other sets that are missing."""
     from chestflow.config import load
     from chestflow.data.sources.base import read_rows
 
     for name in load().data.sets:
-        if name == "phantom" and not (DATA / name).is_dir():
-            phantom()
+        if name in PHANTOMS and not (DATA / name).is_dir():
+            phantom(large=name == LARGE)
         next(iter(read_rows(name, DATA / name)), None)
 
 

@@ -11,11 +11,14 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pandas as pd
 
-from chestflow.data.findings import Dataset, Found, rule
+from chestflow.data.findings import Dataset, Found, count_of, images, rule
 from chestflow.data.manifest import POSITIVE
 from chestflow.data.sources.base import ADULT, children_only, get, names
 
 FEWEST_CHILDREN = 5
+#: A value that so many images of one class have, and so large a share of it, is no accident.
+FEWEST_TELLING = 10
+SHARE_TELLING = 0.1
 #: So many times the share of children that the patients with COVID-19 have: one child among them changes nothing.
 FAR_MORE = 5.0
 
@@ -99,6 +102,30 @@ def class_follows_property(data: Dataset) -> Iterator[Found]:
 
 
 @rule("warning")
+def value_of_one_class(data: Dataset) -> Iterator[Found]:
+    """A colour mode, file format or depth of pixels that one class alone has, though not all of its images do.
+
+    Guessing by it may score little over all images, and yet it gives away every image that has it.
+    """
+    for name in data.tasks:
+        rows = data.classes(name)
+        sizes = rows["class"].value_counts()
+        for column in ("color_mode", "file_format", "bits"):
+            for value, mine in rows.groupby(column):
+                kinds = mine["class"].unique()
+                enough = len(mine) >= FEWEST_TELLING and len(rows) - sizes[kinds[0]] >= FEWEST_TELLING
+                if len(kinds) == 1 and enough and len(mine) >= SHARE_TELLING * sizes[kinds[0]]:
+                    words, _ = PROPERTIES[column]
+                    message = (
+                        f"In task {name}, {images(len(mine))} of {kinds[0]} and none of the rest have {value} as"
+                        f" {words}: as stored they tell their class. Pixels are read as grey, yet what made the"
+                        " difference may still show in them."
+                    )
+                    figures = {"property": column, "value": str(value), "class": str(kinds[0]), "images": len(mine)}
+                    yield name, message, figures
+
+
+@rule("warning")
 def class_in_one_source(data: Dataset) -> Iterator[Found]:
     """A class all of whose images come from a source that gives no other class, in a cohort of several sources."""
     for name in data.tasks:
@@ -148,3 +175,18 @@ def children_only_among_negatives(data: Dataset) -> Iterator[Found]:
             )
             figures = {"children": among, "by_set": int((by_set & ~positive).sum()), "with_covid19": ill}
             yield name, message, figures
+
+
+@rule("warning")
+def volumes_of_grey_values(data: Dataset) -> Iterator[Found]:
+    """Volumes whose Hounsfield units are gone, and were given back from grey values by a stated window."""
+    for name, rows in data.sets():
+        grey = rows[(rows["modality"] == "ct_volume") & (rows["color_mode"] != "HU")]
+        if len(grey):
+            unknown = int(grey["spacing_mm"].isna().sum())
+            message = (
+                f"Set {name} has {count_of(len(grey), 'volume')} of 8-bit grey values: what lay beyond their window is"
+                f" lost, and for {unknown} of them the spacing is assumed. Beside volumes in Hounsfield units they tell"
+                " their source."
+            )
+            yield name, message, {"volumes": len(grey), "without_spacing": unknown}

@@ -133,6 +133,23 @@ def counts_differ_from_published(data: Dataset) -> Iterator[Found]:
 
 
 @rule("warning")
+def official_split_is_another(data: Dataset) -> Iterator[Found]:
+    """A set ingested whole whose official split has other sides than its authors state."""
+    for name, rows in data.sets():
+        published = dict(data.infos[name].official_counts) if name in data.infos else {}
+        if not data.complete or not published:
+            continue
+        here = {side: int((rows["official_split"] == side).sum()) for side in published}
+        if here != published:
+            listed = ", ".join(f"{side} {here[side]} of {n}" for side, n in published.items())
+            message = (
+                f"The official split of set {name} is not the published one ({listed}): figures on its test are not"
+                " those on the authors' test."
+            )
+            yield name, message, {"here": here, "published": published}
+
+
+@rule("warning")
 def labels_left_out(data: Dataset) -> Iterator[Found]:
     """Labelled images of a cohort that a task puts in none of its classes."""
     for name, task in data.tasks.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,7 @@ from chestflow.data.hashing import phash, sha256_files
 from chestflow.data.identity import keyed_id
 from chestflow.data.sources.base import Box, Row, SourceInfo
 from chestflow.files import sha256_file
-from chestflow.imaging.images import Radiograph, Unreadable, Volume
+from chestflow.imaging.images import Radiograph, Unreadable, Volume, require_depth
 from chestflow.imaging.read import OVERHANG, kind, read_mask, read_radiograph, read_volume
 
 #: Ages above this are stored as 90: higher ones can single out a person.
@@ -74,10 +75,11 @@ def examine(task: Task) -> tuple[Record | None, list[Fault]]:
 def _examine(task: Task) -> tuple[Record, list[Fault]]:
     row = task.row
     if row.modality == "ct_volume":
-        image: Volume | Radiograph = read_volume(row.path)
+        image: Volume | Radiograph = read_volume(row.reference)
         shape = image.hu.shape  # type: ignore[union-attr]
+        require_depth(shape[0])
     else:
-        image = read_radiograph(row.path)
+        image = read_radiograph(row.reference)
         shape = image.pixels.shape
     if 0 in shape:
         raise Unreadable("zero_size", f"the image is {' x '.join(map(str, shape))}")
@@ -86,14 +88,17 @@ def _examine(task: Task) -> tuple[Record, list[Fault]]:
         "height": shape[-2],
         "depth": shape[0] if len(shape) == 3 else 1,
         "bits": image.bits,
-        "color_mode": image.color_mode if isinstance(image, Radiograph) else "HU",
+        "color_mode": image.color_mode,
         "file_format": image.file_format,
         "phash": phash(image.uint8()) if isinstance(image, Radiograph) else None,
     }
-    spacing = row.spacing_mm or image.spacing_mm
+    stated = isinstance(image, Radiograph) or image.spacing_stated
+    spacing = row.spacing_mm or (image.spacing_mm if stated else None)
     record["spacing_mm"] = None if spacing is None else [float(step) for step in spacing]
+    part = hashlib.sha256(image.pixels.tobytes()).hexdigest() if isinstance(image, Radiograph) and row.part else None
     del image
-    record |= _from_header(task)
+    # A slice of a volume's file is not the file: by the file's bytes all its slices would pass for copies.
+    record |= {"sha256": part} if part else _from_header(task)
     faults: list[Fault] = []
     record["boxes"] = None if row.boxes is None else [list(box) for box in row.boxes]
     if row.boxes and (fault := _box_fault(row.boxes, shape)):
@@ -111,6 +116,10 @@ def _from_header(task: Task) -> Record:
     """Hash of the content; and from a DICOM header what the set leaves open, its UIDs hashed."""
     path, key = task.row.path, task.id_key
     found = kind(path)
+    if found == "series" and task.row.part:
+        from chestflow.imaging.grey_volume import grey_slices
+
+        return {"sha256": sha256_files(grey_slices(path))}
     if found == "series":
         from chestflow.imaging.series import read_series
 

@@ -19,13 +19,15 @@ Label = Literal[
 MODALITIES: tuple[str, ...] = get_args(Modality)
 LABELS: tuple[str, ...] = get_args(Label)
 POSITIVE = "covid19"
+#: Lower, middle and upper lobes of the left and right lung.
+LOBES = ("LLL", "LUL", "RLL", "RML", "RUL")
 
 #: column -> pandas dtype. Masks are lists of paths (composed by union), boxes lists of [x, y, width, height] in pixels.
 COLUMNS: dict[str, str] = {
     "image_id": "str",  # "<source>-<12 hex>", a keyed hash of the source's own relative path
     "source": "str",
     "modality": "str",
-    "path": "str",  # a file, or the folder of a DICOM series
+    "path": "str",  # a file, the folder of a series, or a part of it: see chestflow.data.references
     "label": "str",
     "patient_id": "str",  # "<source>-<12 hex>", a keyed hash; null where the source gives no patient
     "study_id": "str",
@@ -37,7 +39,7 @@ COLUMNS: dict[str, str] = {
     "height": "Int64",
     "depth": "Int64",  # slices; 1 for images
     "bits": "Int64",
-    "color_mode": "str",  # L | RGB | RGBA | I;16 | HU, as stored: a mode that predicts the class is a finding
+    "color_mode": "str",  # L | RGB | RGBA | I;16 | HU, as stored; a volume of grey values says L
     "file_format": "str",  # png | jpeg | dicom | nifti, by content and not by the name's ending
     "spacing_mm": "object",  # [z, y, x], or [y, x] for images
     "series_uid": "str",  # keyed hash
@@ -46,6 +48,8 @@ COLUMNS: dict[str, str] = {
     "lung_mask": "object",
     "infection_mask": "object",
     "boxes": "object",
+    "infected_slices": "object",  # of a volume, from 0 at the feet; [] says none, null that nobody looked
+    "infected_lobes": "object",  # of LOBES
     "severity": "Float64",  # Brixia score, 0 to 18; null where nobody scored the image
     "official_split": "str",  # train | tune | test | null
     "licence": "str",

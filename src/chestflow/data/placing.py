@@ -12,6 +12,7 @@ import pandas as pd
 
 from chestflow.data.ingest import WITHDRAWN
 from chestflow.data.manifest import LABELS
+from chestflow.data.phantom.layout import SETS as PHANTOMS
 from chestflow.data.sources.base import Row, get, read_rows
 from chestflow.errors import DataError
 from chestflow.files import atomic_path
@@ -71,8 +72,8 @@ def place(name: str, source: Path, data: Path, *, link: bool = False, replace: b
     """
     info = get(name).INFO
     target = data / name
-    if name == "phantom":
-        raise DataError("the phantom cohort is made, not added: run `chestflow data phantom`")
+    if name in PHANTOMS:
+        raise DataError(f"{info.title} is made, not added: run `{info.link}`")
     if not source.is_dir():
         raise DataError(f"{source} is not a folder: give the folder in which {info.title} was unpacked")
     if target.exists() and source.resolve() == target.resolve():

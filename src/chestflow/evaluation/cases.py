@@ -15,6 +15,8 @@ from chestflow.files import read_parquet
 
 #: Upper ends (exclusive) of the age bands in years, and their names.
 AGE_BANDS = ((18, "under 18"), (45, "18-44"), (65, "45-64"), (200, "65 and over"))
+#: A dual-sampling ensemble's w: in use, as stated, tuned, and with the two stated values exchanged.
+WEIGHTS = ("w", "w_paper", "w_tuned", "w_swapped")
 #: Columns taken from the manifest.
 FROM_MANIFEST = ["image_id", "patient_id", "label", "source", "sex", "age", "site"]
 
@@ -32,7 +34,7 @@ def load(name: str, params: Any, out: Path, role: str = "test") -> pd.DataFrame:
         no patient), ``task, target`` (class index), ``p_<class>`` (raw), ``calibrated_<class>`` (after the fold's
         tuned temperature), ``threshold`` (the fold's tuned one), ``served_<class>`` and ``threshold_served`` (those in
         use; NaN calls the most probable), ``label, source, sex, age, site, ratio`` (NaN where unknown), and for
-        dual-sampling ensembles ``w, w_paper, w_tuned``. Empty where no fold has the role.
+        dual-sampling ensembles :data:`WEIGHTS`. Empty where no fold has the role.
 
     Raises:
         DataError: predictions or calibration are missing, or an image is not in the manifest or in no class.
@@ -50,7 +52,7 @@ def load(name: str, params: Any, out: Path, role: str = "test") -> pd.DataFrame:
         logits = answers[columns("logit", classes)].to_numpy(float)
         if not np.isfinite(logits).all():
             raise DataError(f"predictions of {name}, fold {fold}, hold NaN or infinite logits: train it again")
-        part = answers[["image_id", "task", *[c for c in ("w", "w_paper", "w_tuned") if c in answers]]].copy()
+        part = answers[["image_id", "task", *[c for c in WEIGHTS if c in answers]]].copy()
         part.insert(0, "fold", fold)
         part[columns("p", classes)] = probabilities(logits)
         part[columns("calibrated", classes)] = probabilities(logits, tuned.temperature)

@@ -1,9 +1,12 @@
-"""Two methods on the same images: paired DeLong, paired bootstrap over patients, McNemar's exact test."""
+"""Two methods on the same images: paired DeLong, paired bootstrap over patients, McNemar's exact test, and as an option
+paper 004's paired t-test over folds.
+"""
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +24,11 @@ from chestflow.evaluation.intervals import (
     percentile_interval,
 )
 from chestflow.evaluation.metrics import measure
-from chestflow.files import read_parquet
+from chestflow.files import read_json, read_parquet
 
+#: Tests by name: the first two are always made, the third has to be asked for.
+DELONG, MCNEMAR, PAIRED_T = "delong", "mcnemar", "paired_t"
+TESTS = (DELONG, MCNEMAR, PAIRED_T)
 #: Figures whose difference is bootstrapped.
 COMPARED = ("auroc", "sensitivity", "specificity", "accuracy", "macro_f1", "brier")
 
@@ -75,6 +81,35 @@ def mcnemar(first_right: ArrayLike, second_right: ArrayLike) -> dict[str, Any]:
     return {"only_first": only_first, "only_second": only_second, "p": p}
 
 
+def paired_t(first: ArrayLike, second: ArrayLike) -> dict[str, Any]:
+    """Student's paired t-test of one figure in the same folds, as paper 004 (IV-D) tests its networks.
+
+    The folds' networks share most of their training images, so their figures are not independent and the test finds
+    differences too easily; with five folds it also misses much. It stands beside the paper's and decides nothing.
+
+    Args:
+        first: the figure in each fold, (F,).
+        second: likewise.
+
+    Returns:
+        ``difference`` (mean of first minus second), ``t``, two-sided ``p`` and ``folds``, in which both are known. NaN
+        with fewer than two folds; where all folds differ alike, t is infinite and p 0, or 0 and 1 where none differs.
+    """
+    from scipy.stats import t as student
+
+    gaps = np.asarray(first, float) - np.asarray(second, float)
+    gaps = gaps[np.isfinite(gaps)]
+    if len(gaps) < 2:
+        mean = float(gaps.mean()) if len(gaps) else math.nan
+        return {"difference": mean, "t": math.nan, "p": math.nan, "folds": len(gaps)}
+    mean, spread = float(gaps.mean()), float(gaps.std(ddof=1))
+    if spread <= 1e-12 * max(1.0, abs(mean)):
+        return {"difference": mean, "t": math.copysign(math.inf, mean) if mean else 0.0, "p": float(mean == 0),
+                "folds": len(gaps)}  # fmt: skip
+    t = mean / (spread / math.sqrt(len(gaps)))
+    return {"difference": mean, "t": t, "p": float(2 * student.sf(abs(t), len(gaps) - 1)), "folds": len(gaps)}
+
+
 def paired_bootstrap(
     y: NDArray,
     first: tuple[NDArray, NDArray],
@@ -109,7 +144,20 @@ def _cases(name: str, out: Path) -> pd.DataFrame:
     return read_parquet(out / "evaluate" / name / "cases.parquet").sort_values("image_id", ignore_index=True)
 
 
-def compare(names: list[str], out: Path, *, resamples: int = 1000, seed: int = 0) -> pd.DataFrame:
+def _fold_aucs(name: str, out: Path) -> dict[int, float]:
+    """The AUC of each fold, as evaluate measured it."""
+    rows = read_json(out / "evaluate" / f"{name}.json")["per_fold"]
+    return {row["fold"]: float("nan" if row["metrics"]["auroc"] is None else row["metrics"]["auroc"]) for row in rows}
+
+
+def compare(
+    names: list[str],
+    out: Path,
+    *,
+    resamples: int = 1000,
+    seed: int = 0,
+    tests: Sequence[str] = (DELONG, MCNEMAR),
+) -> pd.DataFrame:
     """Every pair of the named runs and ensembles that answered the same task on the same test images.
 
     Reads ``out/evaluate/<name>/cases.parquet``, so the labels are not joined a second time. Pairs of different tasks
@@ -120,15 +168,20 @@ def compare(names: list[str], out: Path, *, resamples: int = 1000, seed: int = 0
         out: the folder of outs.
         resamples: of the paired bootstrap over patients.
         seed: its stream is drawn anew for each pair, so a pair's figures do not depend on which others are asked for.
+        tests: of :data:`TESTS`; ``paired_t`` reads ``out/evaluate/<name>.json`` too.
 
     Returns:
         A row for each pair: ``first, second, task, images, patients``; for each of :data:`COMPARED` the difference
         (first minus second) as ``<figure>, <figure>_lo, <figure>_hi``; ``delong, delong_lo, delong_hi, delong_p``
-        (clustered by patient); ``mcnemar_p, only_first, only_second``. Calls are the raw ones (0.5 or most probable).
+        (clustered by patient); ``mcnemar_p, only_first, only_second``; if asked for, ``paired_t`` (mean difference of
+        the folds' AUCs), ``paired_t_p, paired_t_folds``. Calls are the raw ones (0.5 or most probable).
 
     Raises:
-        DataError: fewer than two names, or one was not evaluated.
+        DataError: fewer than two names, one was not evaluated, or an unknown test.
     """
+    unknown = sorted(set(tests) - set(TESTS))
+    if unknown:
+        raise DataError(f"no test is called {unknown[0]!r}: name some of {', '.join(TESTS)}")
     if len(names) < 2:
         raise DataError("name at least two runs or ensembles to compare")
     tables = {name: _cases(name, out) for name in names}
@@ -153,5 +206,10 @@ def compare(names: list[str], out: Path, *, resamples: int = 1000, seed: int = 0
         row |= {"delong": found.value, "delong_lo": found.lo, "delong_hi": found.hi, "delong_p": test["p"]}
         disagreement = mcnemar(mine[1] == y, theirs[1] == y)
         row |= {**{k: disagreement[k] for k in ("only_first", "only_second")}, "mcnemar_p": disagreement["p"]}
+        if PAIRED_T in tests:
+            folds = [_fold_aucs(name, out) for name in (one, other)]
+            shared = sorted(folds[0].keys() & folds[1].keys())
+            over = paired_t([folds[0][f] for f in shared], [folds[1][f] for f in shared])
+            row |= {"paired_t": over["difference"], "paired_t_p": over["p"], "paired_t_folds": over["folds"]}
         rows.append(row)
     return pd.DataFrame(rows)

@@ -112,12 +112,13 @@ def members(name: str, params: Any, out: Path, cases: pd.DataFrame, classes: lis
         return _mean_members(name, params, out, cases, classes)
     uniform, balanced = (_answers(part, params, out, classes) for part in (joined.uniform, joined.balanced))
     variants = {"uniform": uniform, "balanced": balanced}
-    for which in ("paper", "tuned"):
+    for which in ("paper", "tuned", *(["swapped"] if "w_swapped" in cases else [])):
         w = cases[f"w_{which}"].to_numpy(float)[:, None]
         variants[which] = w * uniform + (1 - w) * balanced
     tables = {which: _answering(cases, mixed, classes) for which, mixed in variants.items()}
     found: dict[str, Any] = {which: summary(table, classes, VIEWS[0], params) for which, table in tables.items()}
-    found["tuned_minus_paper"] = _gap(tables["tuned"], tables["paper"], classes)
+    for which in [w for w in ("tuned", "swapped") if w in tables]:
+        found[f"{which}_minus_paper"] = _gap(tables[which], tables["paper"], classes)
     # Whether tuned weights replaced the paper's in a fold shows in the answers themselves.
     used = {
         str(fold): "paper" if (part["w"] == part["w_paper"]).all() else "tuned" for fold, part in cases.groupby("fold")

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from chestflow.data.phantom.layout import SETS as PHANTOMS
 from chestflow.files import atomic_path, plain
 
 INK, ACCENT, SOFT, OTHER = "#1c2733", "#0b6e77", "#8a96a3", "#c2571a"
@@ -29,12 +30,12 @@ def canvas(path: Path, title: str, *, size: tuple[float, float] = (4.6, 4.2)) ->
 
 
 def _titled(evidence: dict[str, Any], what: str) -> str:
-    phantom = " (phantom data)" if evidence["profile"] in ("phantom", "tiny") or _only_phantom(evidence) else ""
+    phantom = " (phantom data)" if evidence["profile"] in ("phantom", "tiny") or _any_phantom(evidence) else ""
     return f"{what}: {evidence['name']}{phantom}"
 
 
-def _only_phantom(evidence: dict[str, Any]) -> bool:
-    return "phantom" in evidence["counts"]["sources"]
+def _any_phantom(evidence: dict[str, Any]) -> bool:
+    return not set(PHANTOMS).isdisjoint(evidence["counts"]["sources"])
 
 
 def _with_interval(value: dict[str, Any]) -> str:

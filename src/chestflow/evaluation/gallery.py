@@ -26,13 +26,14 @@ class Shown:
     caption: str
 
 
-def _picture(image: np.ndarray, heat: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-    """The image beside its overlay, RGB."""
-    heat = rescale(upsample(heat, image.shape))
+def _picture(image: np.ndarray, heat: np.ndarray, mask: np.ndarray | None) -> tuple[np.ndarray, str]:
+    """The image beside its overlay, RGB; and of a volume, which slice it is."""
+    heat, which = rescale(upsample(heat, image.shape)), ""
     if image.ndim == 3:
         z = volume_slice(image, heat, mask)
+        which = f", slice {z} of {len(image)}"
         image, heat, mask = window_uint8(image[z]), heat[z], None if mask is None else mask[z]
-    return np.concatenate([blend(image, None), blend(image, heat, mask)], axis=1)
+    return np.concatenate([blend(image, None), blend(image, heat, mask)], axis=1), which
 
 
 def gallery(cases: pd.DataFrame, run: str, pack: Pack, out: Path, *, most: int = 4) -> list[Shown]:
@@ -43,14 +44,19 @@ def gallery(cases: pd.DataFrame, run: str, pack: Pack, out: Path, *, most: int =
         run: the run whose attention is shown.
         pack: the pack that the run was trained from.
         out: the folder of outs.
+
+    Returns:
+        Nothing for a run that has no maps, because it looks at no picture.
     """
-    shown = []
+    shown: list[Shown] = []
     for fold, image_id, caption in cases[["fold", "image_id", "caption"]].head(most).to_numpy().tolist():
         folder = out / "predictions" / run / str(fold)
+        if not (folder / "attention.npy").exists():
+            continue
         order = read_parquet(folder / "test.parquet")["image_id"].tolist()
         heat = np.load(folder / "attention.npy", mmap_mode="r")[order.index(image_id)]
         images, masks = pack.gather(pack.rows_of([image_id]))
         lesion = None if masks is None else (masks[0] & INFECTION_BIT) > 0
-        picture = _picture(images[0], np.asarray(heat, np.float32), lesion)
-        shown.append(Shown(cv2.imencode(".jpg", picture[..., ::-1], JPEG)[1].tobytes(), caption))
+        picture, which = _picture(images[0], np.asarray(heat, np.float32), lesion)
+        shown.append(Shown(cv2.imencode(".jpg", picture[..., ::-1], JPEG)[1].tobytes(), caption + which))
     return shown

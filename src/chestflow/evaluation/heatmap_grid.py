@@ -21,9 +21,9 @@ CELL = 144  # pixels, longest side
 
 @dataclass
 class Cell:
-    """A picture, PNG bytes, and what it shows."""
+    """A picture, PNG or JPEG bytes, and what it shows."""
 
-    png: bytes
+    content: bytes
     caption: str
 
 
@@ -63,7 +63,7 @@ def _cell(picture: np.ndarray, caption: str) -> Cell:
     return Cell(cv2.imencode(".png", picture[..., ::-1])[1].tobytes(), caption)
 
 
-class _Maps:
+class Maps:
     """One run's maps and answers in one fold."""
 
     def __init__(self, run: str, fold: int, params: Params, out: Path) -> None:
@@ -74,15 +74,25 @@ class _Maps:
         self.heats = np.load(folder / "attention.npy", mmap_mode="r")
 
     def picture(self, image_id: str) -> tuple[np.ndarray, np.ndarray | None]:
+        """An image of the pack and its lesion, None where no mask is known."""
         images, masks = self.pack.gather(self.pack.rows_of([image_id]))
         return images[0], None if masks is None else (masks[0] & INFECTION_BIT) > 0
 
+    def heat(self, image_id: str, shape: tuple[int, ...]) -> np.ndarray:
+        """An image's map on its grid, in [0, 1]."""
+        return rescale(upsample(np.asarray(self.heats[self.place[image_id]], np.float32), shape))
+
+    def probability(self, image_id: str, positive: str) -> float:
+        """Of the positive class, as the network said it."""
+        return float(self.answers[f"p_{positive}"].iloc[self.place[image_id]])
+
+    def caption(self, image_id: str, positive: str) -> str:
+        return f"{self.run}: p = {self.probability(image_id, positive):.2f}"
+
     def cell(self, image_id: str, positive: str) -> Cell:
         image, lesion = self.picture(image_id)
-        row = self.place[image_id]
-        heat = rescale(upsample(np.asarray(self.heats[row], np.float32), image.shape))
-        caption = f"{self.run}: p = {self.answers[f'p_{positive}'].iloc[row]:.2f}"
-        return _cell(blend(image, heat, lesion, size=CELL), caption)
+        heat = self.heat(image_id, image.shape)
+        return _cell(blend(image, heat, lesion, size=CELL), self.caption(image_id, positive))
 
 
 def grid(task: str, runs: list[str], params: Params, out: Path, *, positives: int, others: int) -> Grid | None:
@@ -92,7 +102,7 @@ def grid(task: str, runs: list[str], params: Params, out: Path, *, positives: in
     if len(drawn) < 2:
         return None
     classes = list(params.tasks[task].classes)
-    columns = [_Maps(run, fold, params, out) for run in drawn]
+    columns = [Maps(run, fold, params, out) for run in drawn]
     cases = read_parquet(out / "evaluate" / drawn[0] / "cases.parquet")
     shared = set.intersection(*(set(column.place) for column in columns))
     cases = cases[(cases["fold"] == fold) & cases["image_id"].isin(shared)]

@@ -6,12 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from chestflow.config import Params
-from chestflow.evaluation.comparison import compare
+from chestflow.data.phantom.layout import SETS as PHANTOMS
+from chestflow.evaluation.comparison import DELONG, MCNEMAR, PAIRED_T, compare
 from chestflow.evaluation.heatmap_grid import Grid, grids
+from chestflow.evaluation.paper_tests import paper_tests
 from chestflow.evaluation.report_data import Table, about_data
 from chestflow.evaluation.report_methods import about, picture, summary
 from chestflow.evaluation.report_shortcuts import shortcuts
 from chestflow.evaluation.reproduction import untrained
+from chestflow.evaluation.volume_maps import volume_grids
 from chestflow.files import atomic_path, read_json
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -25,14 +28,37 @@ def _comparison(names: list[str], params: Params, out: Path) -> Table:
     )  # fmt: skip
     if len(names) < 2:
         return table
-    found = compare(names, out, resamples=params.evaluate.bootstrap, seed=params.seed)
+    over_folds = len(params.folds) > 1
+    tests = (DELONG, MCNEMAR, *((PAIRED_T,) if over_folds else ()))
+    table.columns += ["p (paired t over folds)"] if over_folds else []
+    found = compare(names, out, resamples=params.evaluate.bootstrap, seed=params.seed, tests=tests)
     for row in found.to_dict("records"):
         gap = {"value": row["delong"], "lo": row["delong_lo"], "hi": row["delong_hi"]}
         table.rows.append([
             row["first"], row["second"], row["task"], str(row["images"]), gap, row["delong_p"],
             str(row["only_first"]), str(row["only_second"]), row["mcnemar_p"],
+            *([row["paired_t_p"]] if over_folds else []),
         ])  # fmt: skip
     table.note = "Paired, on the same test images; DeLong's test is clustered by patient. No correction for many pairs."
+    if over_folds:
+        table.note += " The t-test takes the folds' AUCs as independent, which their shared training images are not."
+    return table
+
+
+def _tests(params: Params, out: Path) -> Table:
+    heads = ["paper", "paper's rows", "group", "printed p", "ours", "images", "AUC, first minus second", "p (DeLong)",
+             "folds", "p (paired t over folds)"]  # fmt: skip
+    table = Table(heads, text=heads[:5], title="The papers' significance tests")
+    for row in paper_tests(params, out):
+        rows, ours = f"{row['first']} – {row['second']}", " – ".join(row["ours"])
+        table.rows.append([
+            row["paper"], rows, row["group"] or "all", row["stated"], ours, str(row["images"]), row["difference"],
+            row["delong_p"], str(row["folds"]), row["t_p"],
+        ])  # fmt: skip
+    table.note = (
+        "A paper's t-tests are repeated over the folds of the AUC. Folds share training images, so they are not "
+        "independent, and few of them say little; DeLong's test stands on the images."
+    )
     return table
 
 
@@ -46,7 +72,10 @@ def _reproduction(found: dict[str, dict[str, Any]]) -> list[Table]:
             table = tables.setdefault(row["paper"], Table(heads, text=heads[:4], title=row["paper"]))
             where = ", ".join(str(part) for part in (row["row"], row["set"], row["group"]) if part is not None)
             printed = {"value": row["paper_value"], "lo": row["paper_lo"], "hi": row["paper_hi"]}
-            cells = [printed if row["paper_lo"] is not None else row["paper_value"], row["ours"], row["difference"]]
+            value: Any = printed if row["paper_lo"] is not None else row["paper_value"]
+            if row.get("paper_sd") is not None:
+                value = f"{row['paper_value']:.3f} ± {row['paper_sd']:.3f}"
+            cells = [value, row["ours"], row["difference"]]
             table.rows.append([name, where, row["column"], row["means"], *cells])
             entries = reasons.setdefault(row["paper"], {}).setdefault(row["reason"], [])
             if name not in entries:
@@ -71,7 +100,7 @@ def _untrained(params: Params) -> Table:
 
 
 def _grid(found: Grid) -> dict[str, Any]:
-    rows = [(truth, [picture(cell.png, cell.caption) for cell in cells]) for truth, cells in found.rows]
+    rows = [(truth, [picture(cell.content, cell.caption) for cell in cells]) for truth, cells in found.rows]
     return {"task": found.task, "runs": found.runs, "rows": rows, "note": found.note}
 
 
@@ -90,13 +119,14 @@ def page(params: Params, out: Path) -> str:
         "profile": params.profile,
         "folds": params.folds,
         "sets": params.data.sets,
-        "phantom": "phantom" in {source for e in found.values() for source in e["counts"]["sources"]},
+        "phantom": not {source for e in found.values() for source in e["counts"]["sources"]}.isdisjoint(PHANTOMS),
         "summary": summary(found),
         "shortcuts": shortcuts(found),
         "runs": [about(name, params, out) for name in names],
-        "grids": [_grid(found) for found in grids(params, out)],
+        "grids": [_grid(found) for found in [*grids(params, out), *volume_grids(params, out)]],
         "comparison": _comparison(names, params, out),
         "reproduction": _reproduction(found),
+        "tests": _tests(params, out),
         "untrained": _untrained(params),
     }
     return environment.get_template("report.html.j2").render(values)

@@ -11,6 +11,8 @@ import pandas as pd
 
 from chestflow.config import Params
 from chestflow.data.packs import Pack
+from chestflow.evaluation import report_ensembles
+from chestflow.evaluation.embedding_map import embedding_map
 from chestflow.evaluation.gallery import gallery
 from chestflow.evaluation.localisation import maps_of
 from chestflow.evaluation.report_data import Table
@@ -109,38 +111,6 @@ def _ratio(evidence: dict[str, Any]) -> Table | None:
     return table
 
 
-def _members(evidence: dict[str, Any]) -> Table | None:
-    members = evidence["members"]
-    if not members:
-        return None
-    if "runs" in members:
-        return _mean_members(members)
-    table = Table(["answer", *(SHOWN[k] for k in SUMMARY)], text=["answer"], title="The ensemble and its parts")
-    for key, label in (
-        ("uniform", "uniform network alone"), ("balanced", "size-balanced network alone"),
-        ("paper", "joined with the paper's w"), ("tuned", "joined with the tuned w"),
-    ):  # fmt: skip
-        table.rows.append([label, *(members[key].get(k) for k in SUMMARY)])
-    used = ", ".join(f"fold {fold}: {which}" for fold, which in members["used"].items())
-    table.note = f"In use: {used}. The paper's values stay unless the tuned ones are better beyond doubt."
-    return table
-
-
-def _mean_members(members: dict[str, Any]) -> Table:
-    table = Table(["answer", *(SHOWN[k] for k in SUMMARY)], text=["answer"], title="The ensemble and its members")
-    for run in members["names"]:
-        table.rows.append([f"{run} alone", *(members["runs"][run].get(k) for k in SUMMARY)])
-    for key, label in (("given", "mean with the stated weights"), ("tuned", "mean with the tuned weights")):
-        if key in members:
-            table.rows.append([label, *(members[key].get(k) for k in SUMMARY)])
-    folds = [
-        f"fold {fold}: {members['used'][fold]} ({', '.join(f'{run} {shares[run]:.2f}' for run in members['names'])})"
-        for fold, shares in members["weights"].items()
-    ]
-    table.note = f"In use: {'; '.join(folds)}. The stated weights stay unless the tuned ones are better beyond doubt."
-    return table
-
-
 def _localisation(evidence: dict[str, Any]) -> Table | None:
     """The run's own test images, then those of external sets; outlines first, then boxes where a source draws them."""
     rows: list[tuple[str, dict[str, Any]]] = []
@@ -190,8 +160,9 @@ def _cases(name: str, out: Path, positive: str) -> tuple[pd.DataFrame, pd.DataFr
     wrong, truth = cases["called_served"] != cases["target"], cases["target"] == cases["target"].max()
 
     def caption(row: Any) -> str:
-        overlap = "" if math.isnan(row.iou) else f", IoU {row.iou:.2f}"
-        return f"{row.image_id}: {row.label}, p(covid19) {row.p:.2f}{overlap}"
+        ratio = "" if math.isnan(row.ratio) else f", infection ratio {row.ratio:.3f}"
+        overlap = "" if math.isnan(getattr(row, "iou", math.nan)) else f", IoU {row.iou:.2f}"
+        return f"{row.image_id}: {row.label}, p(covid19) {row.p:.2f}{ratio}{overlap}"
 
     cases["caption"] = [caption(row) for row in cases.itertuples()]
     right = cases[~wrong & truth].sort_values("p", ascending=False)
@@ -229,8 +200,10 @@ def about(name: str, params: Params, out: Path) -> dict[str, Any]:
     plots = [picture((folder / f"{k}.png").read_bytes(), t) for k, t in PLOTS.items() if (folder / f"{k}.png").exists()]
     right, wrong = _cases(name, out, evidence["positive"])
     shown = [gallery(cases, shown_run, pack, out) for cases in (right, wrong)]
-    tables = [f(evidence) for f in (_members, _external, _localisation, _ratio, _groups, _sites, _prevalence)]
-    counts = evidence["counts"]
+    parted = report_ensembles.members(evidence, {key: SHOWN[key] for key in SUMMARY})
+    tables = [parted, report_ensembles.weights(name, params, out)]
+    tables += [f(evidence) for f in (_external, _localisation, _ratio, _groups, _sites, _prevalence)]
+    counts, points = evidence["counts"], embedding_map(name, params, out)
     return {
         "name": name,
         "about": (
@@ -243,6 +216,7 @@ def about(name: str, params: Params, out: Path) -> dict[str, Any]:
         "tables": [table for table in tables if table is not None],
         "right": [picture(s.jpeg, s.caption) for s in shown[0]],
         "wrong": [picture(s.jpeg, s.caption) for s in shown[1]],
+        "points": None if points is None else picture(points.png, points.caption),
         "attention_note": "" if parts == [name] else _whose(shown_run, name),
         "deviations": _deviations(name, params),
     }

@@ -13,7 +13,9 @@ from typing import Any
 
 import yaml
 
+from chestflow.data.phantom.layout import SETS as PHANTOMS
 from chestflow.evaluation.intervals import wilson
+from chestflow.evaluation.run_facts import facts
 
 FIGURES = Path(__file__).with_name("paper_figures")
 #: The only cuts at which paper 004 gives figures by ratio group.
@@ -41,7 +43,7 @@ def implied(sensitivity: float, specificity: float, positives: int, negatives: i
 def why_not_comparable(table: dict[str, Any], params: Any, evaluation: dict[str, Any]) -> str:
     """One sentence on what stands between the paper's figure and ours; never empty."""
     sources = evaluation["counts"]["sources"]
-    if "phantom" in sources:
+    if not set(PHANTOMS).isdisjoint(sources):
         return f"ours is on computed phantoms, the paper's on {table['data']}"
     reason = f"other images: ours {', '.join(sources)}, the paper's {table['data']}"
     if len(evaluation["classes"]) > 2:
@@ -54,8 +56,9 @@ def matches(match: dict[str, Any] | list[dict[str, Any]] | None, key: str, name:
 
     Args:
         match: the row's; None where no entry can be it. ``networks`` names the plain networks whose mean an ensemble
-            is, ``ensemble: dual`` the dual-sampling blend; else ``method`` (the paper's own by default), ``clahe``
-            (of the recipe) and values of the run's config, all of which must agree. Of a list, one must.
+            is, ``ensemble: dual`` the dual-sampling blend, with values of its section (its weights and cuts); else
+            ``method`` (the paper's own by default), values of the run's config and
+            :func:`~chestflow.evaluation.run_facts.facts`, all of which must agree. Of a list, one must.
         key: of the paper's own method.
         name: of the run or ensemble.
         params: the checked parameters.
@@ -67,19 +70,19 @@ def matches(match: dict[str, Any] | list[dict[str, Any]] | None, key: str, name:
     if name in params.ensembles:
         members = getattr(params.ensembles[name], "members", None)
         if members is None:
-            return match.get("ensemble") == "dual"
+            stated = {k: v for k, v in match.items() if k != "ensemble"}
+            joined = params.ensembles[name]
+            return match.get("ensemble") == "dual" and all(getattr(joined, k) == v for k, v in stated.items())
         networks = sorted(str(params.runs[member].config.get("network")) for member in members)
         return "networks" in match and networks == sorted(match["networks"])
     if "ensemble" in match or "networks" in match:
         return False
     run = params.runs[name]
-    wanted = {k: v for k, v in match.items() if k not in ("method", "clahe")}
     if run.method != match.get("method", key):
         return False
-    if "clahe" in match and match["clahe"] != (params.recipes[run.recipe].clahe is not None):
-        return False
-    # A key that the config does not hold is not known to agree.
-    return all(k in run.config and _plain(run.config[k]) == _plain(want) for k, want in wanted.items())
+    known = {**run.config, **facts(name, params)}
+    # A key that neither holds is not known to agree.
+    return all(k in known and _plain(known[k]) == _plain(want) for k, want in match.items() if k != "method")
 
 
 def _plain(value: Any) -> Any:
@@ -123,13 +126,18 @@ def _ours(meaning: dict[str, Any], evaluation: dict[str, Any], unit: str) -> dic
 
 
 def _row(
-    about: dict[str, Any], column: str, meaning: dict[str, Any], printed: dict[str, Any], ours: dict | None
+    about: dict[str, Any],
+    column: str,
+    meaning: dict[str, Any],
+    printed: dict[str, Any],
+    ours: dict | None,
+    sd: float | None,
 ) -> dict[str, Any]:
     value = ours["value"] if ours else None
     known = value is not None and not math.isnan(value)
     return {
         **about, "column": column, "means": meaning["means"], "metric": meaning["metric"],
-        "paper_value": printed["value"], "paper_lo": printed["lo"], "paper_hi": printed["hi"],
+        "paper_value": printed["value"], "paper_lo": printed["lo"], "paper_hi": printed["hi"], "paper_sd": sd,
         "ours": ours, "difference": value - printed["value"] if known and value is not None else None,
     }  # fmt: skip
 
@@ -145,9 +153,10 @@ def rows(name: str, params: Any, evaluation: dict[str, Any]) -> list[dict[str, A
     Returns:
         Dicts with ``name, paper, row, set`` (the paper's part of the data), ``group`` (infection ratio, or null),
         ``column`` (as printed), ``means``, ``metric`` (ours; null where nothing measures the same), ``paper_value``,
-        ``paper_lo``, ``paper_hi`` (Wilson, null unless the figure is a share of a known number of images), ``ours``
-        (value, lo, hi, …; null without a metric), ``difference`` (ours minus the paper's) and ``reason``, why the two
-        are not comparable. Empty for a method or setting that no paper reports.
+        ``paper_lo``, ``paper_hi`` (Wilson, null unless the figure is a share of a known number of images),
+        ``paper_sd`` (its deviation over folds, where printed), ``ours`` (value, lo, hi, …; null without a metric),
+        ``difference`` (ours minus the paper's) and ``reason``, why the two are not comparable. Empty for a method or
+        setting that no paper reports.
     """
     found: list[dict[str, Any]] = []
     cohort = params.tasks[evaluation["task"]].cohort
@@ -163,7 +172,10 @@ def rows(name: str, params: Any, evaluation: dict[str, Any]) -> list[dict[str, A
                     if column in _undecoded(printed, which):
                         meaning |= {"metric": None, "means": "follows no rule that could be found"}
                     ours = _ours(meaning, evaluation, table["unit"])
-                    found.append(_row({**about, "set": which}, column, meaning, _interval(value, column, data), ours))
+                    sd = printed.get("sd", {}).get(which, {}).get(column)
+                    found.append(
+                        _row({**about, "set": which}, column, meaning, _interval(value, column, data), ours, sd)
+                    )
             found += _groups(about, printed, table, params, evaluation)
     return found
 
@@ -184,10 +196,11 @@ def _groups(
     for which, columns in printed.get("groups", {}).items():
         for column, values in columns.items():
             meaning = table["columns"][column]
-            for value, group in zip(values, ours, strict=True):
+            spread = printed.get("groups_sd", {}).get(which, {}).get(column, [None] * len(values))
+            for value, sd, group in zip(values, spread, ours, strict=True):
                 where = {**about, "set": which, "group": group["group"]}
                 plain = {"value": value, "lo": None, "hi": None}
-                found.append(_row(where, column, meaning, plain, group["metrics"][meaning["metric"]]))
+                found.append(_row(where, column, meaning, plain, group["metrics"][meaning["metric"]], sd))
     return found
 
 

@@ -31,6 +31,7 @@ TAGS = (
     "ImagePositionPatient",
     "ImageOrientationPatient",
     "SliceLocation",
+    "GantryDetectorTilt",
     "SeriesInstanceUID",
     "StudyInstanceUID",
     "PatientSex",

@@ -28,6 +28,7 @@ REASONS: dict[str, str] = {
     "missing_tags": "the DICOM header lacks what is needed to place or scale the pixels",
     "missing_slices": "the positions of a series leave gaps",
     "mixed_series": "the slices of a folder do not form one series",
+    "tilted": "the slices are shifted against each other, as a tilted gantry leaves them",
     "nan_spacing": "a spacing or direction is not a positive, finite number",
     "nan_pixels": "a voxel is not a finite number",
     "empty_mask": "a mask file is empty",
@@ -91,9 +92,14 @@ class Volume:
 
     hu: NDArray[np.int16]
     spacing_mm: tuple[float, float, float]
-    file_format: str = "nifti"  # nifti | dicom
+    file_format: str = "nifti"  # nifti | dicom | png | jpeg
     bits: int = 16  # as stored
+    color_mode: str = "HU"  # L where grey values were mapped back to HU by a window
+    spacing_stated: bool = True  # False where the files state none and one was assumed
 
+
+#: Axes, or a stack of slices and their normal, may lean against each other by this: the sine of one degree.
+LEAN = 0.0175
 
 #: Which component of a DICOM patient direction (left, posterior, superior) each axis of a Volume follows.
 _ZYX = (2, 1, 0)
@@ -110,20 +116,51 @@ def to_zyx(
         spacing_mm: per axis of ``array``.
 
     Raises:
-        Unreadable: ``nan_spacing`` for directions or spacings that are not finite, or zero.
+        Unreadable: as :func:`axes_zyx`.
+    """
+    order, flipped = axes_zyx(directions, spacing_mm)
+    array = array.transpose(order)
+    z, y, x = (round(float(spacing_mm[axis]), 6) for axis in order)
+    return np.ascontiguousarray(array[tuple(slice(None, None, -1 if flip else None) for flip in flipped)]), (z, y, x)
+
+
+def axes_zyx(
+    directions: NDArray[np.float64], spacing_mm: tuple[float, ...]
+) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+    """Which stored axes become z, y and x, and which of these three run the other way.
+
+    Args:
+        directions: as :func:`to_zyx` takes them.
+        spacing_mm: per stored axis.
+
+    Raises:
+        Unreadable: ``nan_spacing``; ``tilted`` where the axes are not at right angles (a sheared affine, or slices that
+            a tilted gantry shifted): the grid would show a body that leans.
     """
     lengths = np.linalg.norm(directions, axis=1)
     if not (np.isfinite(directions).all() and np.isfinite(spacing_mm).all()) or min(*spacing_mm, *lengths) <= 0:
         raise Unreadable("nan_spacing", "a spacing or direction is zero, negative or not a number")
     unit = directions / lengths[:, None]
+    lean = max(abs(float(unit[a] @ unit[b])) for a, b in ((0, 1), (0, 2), (1, 2)))
+    if lean > LEAN:
+        angle = float(np.degrees(np.arcsin(min(1.0, lean))))
+        raise Unreadable(
+            "tilted", f"the axes lean against each other by {angle:.1f} degrees: straighten the volume first"
+        )
     order = max(permutations(range(3)), key=lambda axes: sum(abs(unit[a, p]) for a, p in zip(axes, _ZYX, strict=True)))
-    array = array.transpose(order)
-    flips = tuple(slice(None, None, -1) if unit[a, p] < 0 else slice(None) for a, p in zip(order, _ZYX, strict=True))
-    z, y, x = (round(float(spacing_mm[axis]), 6) for axis in order)
-    return np.ascontiguousarray(array[flips]), (z, y, x)
+    return order, tuple(bool(unit[a, p] < 0) for a, p in zip(order, _ZYX, strict=True))
 
 
 def require_hu(hu: NDArray[np.int16]) -> None:
     """Raise ``wrong_modality`` for a volume without air: a chest in Hounsfield units always holds some."""
-    if hu.min() > -200:
+    low = int(hu.min())
+    if low > -200 and low == int(hu.max()):
+        raise Unreadable("wrong_modality", f"every voxel is {low}: the volume is empty")
+    if low > -200:
         raise Unreadable("wrong_modality", "no voxel below -200: not a chest CT in Hounsfield units")
+
+
+def require_depth(depth: int) -> None:
+    """Raise ``missing_slices`` for a volume of one slice: it has no thickness to resample, and is a picture."""
+    if depth < 2:
+        raise Unreadable("missing_slices", f"a volume needs at least 2 slices, this has {depth}")

@@ -88,3 +88,15 @@ def read_picture_mask(path: Path) -> NDArray[np.bool_]:
     for channel in channels:
         inside |= channel > floor
     return inside
+
+
+def read_picture_values(path: Path) -> NDArray[np.uint8]:
+    """A mask picture of classes, (H, W): the indices of a palette, or the values of its one channel.
+
+    Raises:
+        Unreadable: ``unsupported`` for colours, of which nobody says what they mean, and for JPEG, which blurs values.
+    """
+    picture = open_picture(path)
+    if picture.format == "JPEG" or picture.mode not in ("P", "L", "1"):
+        raise Unreadable("unsupported", "a mask of classes is a PNG with a palette or one channel of 8 bits")
+    return np.asarray(picture).astype(np.uint8)

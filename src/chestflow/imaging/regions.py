@@ -78,3 +78,20 @@ def crop(values: NDArray, box: Box) -> NDArray:
 def slices(box: Box) -> tuple[slice, ...]:
     """Index an array by an inclusive box."""
     return tuple(slice(first, last + 1) for first, last in box)
+
+
+def edge_map(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Border of a mask: its dilation without its erosion, by a square (cube) of side 3.
+
+    Two pixels wide, one on each side of the border. The picture's own rim is no border, so a full mask has none, as has
+    an empty one.
+
+    Args:
+        mask: (H, W) or (D, H, W).
+    """
+    mask = np.asarray(mask, dtype=bool)
+    square = np.ones((3,) * mask.ndim, dtype=bool)
+    edge: NDArray[np.bool_] = ndimage.binary_dilation(mask, square) & ~ndimage.binary_erosion(
+        mask, square, border_value=1
+    )
+    return edge

@@ -10,10 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from chestflow.imaging.dicom import frame, is_dicom, numbers, padding, read_header, rescale
-from chestflow.imaging.images import Unreadable, Volume, require_hu, to_zyx
+from chestflow.imaging.images import LEAN, Unreadable, Volume, require_hu, to_zyx
+from chestflow.imaging.positions import even_step, require_straight
 
-#: Steps between slices may differ this much from their median before the series counts as incomplete or mixed.
-TOLERANCE = 0.1
 AIR_HU = -1024
 _AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
@@ -46,35 +45,36 @@ def _same(headers: list[Any], tag: str) -> bool:
     return len({str(header.get(tag)) for header in headers}) == 1
 
 
-def _positions(headers: list[Any], normal: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Millimetres along the normal: from ImagePositionPatient, else SliceLocation, which ascends to the head."""
+def _positions(
+    headers: list[Any], normal: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+    """Millimetres along the normal, and the points that they come from.
+
+    From ImagePositionPatient, else from SliceLocation, which ascends to the head, and then without points.
+    """
     points = [numbers(header, "ImagePositionPatient", 3) for header in headers]
     if all(point is not None for point in points):
-        return np.array(points, dtype=np.float64) @ normal
+        found = np.array(points, dtype=np.float64)
+        return found @ normal, found
     places = [numbers(header, "SliceLocation", 1) for header in headers]
     if all(place is not None for place in places):
-        return np.array(places, dtype=np.float64)[:, 0]
+        return np.array(places, dtype=np.float64)[:, 0], None
     raise Unreadable("missing_tags", "slices lack both ImagePositionPatient and SliceLocation")
 
 
-def _step(positions: NDArray[np.float64]) -> float:
-    """The one distance between neighbouring slices."""
-    steps = np.diff(positions)
-    step = float(np.median(steps))
-    if step <= 0 or steps.min() < 0.5 * step:
-        raise Unreadable("mixed_series", "several slices lie at one position: give one series a folder")
-    if steps.max() > (1 + TOLERANCE) * step:
-        gaps = int(np.sum(np.rint(steps / step) - 1)) or int(np.sum(steps > (1 + TOLERANCE) * step))
-        raise Unreadable("missing_slices", f"{gaps} of {len(positions) + gaps} positions are empty")
-    return step
+def _require_untilted(header: Any) -> None:
+    """Without points the gantry's tilt is known from its tag alone."""
+    tilt = numbers(header, "GantryDetectorTilt", 1)
+    if tilt is not None and abs(float(np.sin(np.radians(tilt[0])))) > LEAN:
+        raise Unreadable("tilted", f"the gantry was tilted by {tilt[0]:g} degrees: straighten the series")
 
 
 def read_series(folder: Path) -> Series:
     """Order a folder's slices and check that they form one complete series; pixels are not read.
 
     Raises:
-        Unreadable: ``missing_slices``, ``mixed_series``, ``wrong_modality``, ``missing_tags``, ``nan_spacing``, or
-            what :func:`chestflow.imaging.dicom.read_header` raises for a slice.
+        Unreadable: ``missing_slices``, ``mixed_series``, ``tilted``, ``wrong_modality``, ``missing_tags``,
+            ``nan_spacing``, or what :func:`chestflow.imaging.dicom.read_header` raises for a slice.
     """
     files = slices_of(folder)
     if not files:
@@ -99,9 +99,13 @@ def read_series(folder: Path) -> Series:
     plane = np.array(numbers(first, "ImageOrientationPatient", 6) or _AXIAL)
     along_columns, along_rows = plane[:3], plane[3:]
     normal = np.cross(along_columns, along_rows)
-    positions = _positions(headers, normal)
+    positions, points = _positions(headers, normal)
     order = np.argsort(positions, kind="stable")
-    step = _step(positions[order])
+    step = even_step(positions[order])
+    if points is None:
+        _require_untilted(first)
+    else:
+        require_straight(points[order], normal / np.linalg.norm(normal))
     return Series(
         tuple(files[i] for i in order),
         np.stack([normal, along_rows, along_columns]),

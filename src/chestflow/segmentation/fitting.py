@@ -1,11 +1,4 @@
-"""On which images the X-ray lung segmenter may train, and how good it is on those that it did not see.
-
-A segmenter must not know the images that a classifier is tuned or tested on. So it trains on images with source lung
-masks whose group has no tune, test or external role in any trained fold of any cohort (``held_out``). Where that leaves
-too few, as with five trained folds of a cohort that brings the masks itself, the groups are cut in two halves and each
-half is segmented by a network that saw the other alone (``cross_fit``): no image's mask then comes from a network that
-saw its group. The network that is kept for new files, and for groups without any mask, saw all of them.
-"""
+"""Training the X-ray lung segmenter on the images that :mod:`.planning` allows, and how good it is on the others."""
 
 from __future__ import annotations
 
@@ -18,29 +11,11 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from chestflow.config import CxrLungs
-from chestflow.errors import DataError
 from chestflow.parallel import ordered_map
 from chestflow.segmentation import cxr_lungs
 from chestflow.segmentation.cxr_lungs import LungSegmenter
+from chestflow.segmentation.planning import MIN_GROUPS, Plan, candidates, divide, halves_by_image, judged_groups
 from chestflow.segmentation.reading import paths, read_pair
-
-JUDGED = ("tune", "test", "external")  # roles whose images a segmenter may not learn from
-MIN_GROUPS = 8  # fewer groups than this do not make a segmenter
-HELD_SHARE = 0.2  # of the groups, kept for the Dice where no judged image has a mask
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Who trains and who is measured.
-
-    Attributes:
-        mode: ``held_out`` or ``cross_fit``.
-        table: image_id, group_id, patient, source, part; part 0 trains and 1 is measured when held out, and part 0
-            and 1 train for each other when cross-fitted.
-    """
-
-    mode: str
-    table: pd.DataFrame
 
 
 @dataclass
@@ -56,6 +31,9 @@ class Fitted:
         return self.others.get(image_id, self.final)
 
 
+__all__ = ["MIN_GROUPS", "Fitted", "Plan", "fit", "plan"]
+
+
 def plan(manifest: pd.DataFrame, splits: pd.DataFrame, groups: pd.DataFrame, sets: list[str], seed: int) -> Plan:
     """Choose the images to train on and to measure.
 
@@ -69,28 +47,8 @@ def plan(manifest: pd.DataFrame, splits: pd.DataFrame, groups: pd.DataFrame, set
     Raises:
         DataError: too few X-rays with lung masks.
     """
-    group_of = groups.set_index("image_id")["group_id"]
-    masked = manifest["lung_mask"].map(lambda value: bool(paths(value)))
-    table = manifest[(manifest["modality"] == "cxr") & manifest["source"].isin(sets) & masked]
-    table = table[["image_id", "source", "path", "lung_mask", "patient_id"]].sort_values("image_id", ignore_index=True)
-    table["group_id"] = table["image_id"].map(group_of).fillna(table["image_id"])
-    table["patient"] = table["patient_id"].fillna(table["group_id"])
-    if table["group_id"].nunique() < MIN_GROUPS:
-        raise DataError(
-            f"segment.cxr_lungs.sets {sets} has {table['group_id'].nunique()} patients with lung masks on X-rays,"
-            f" {MIN_GROUPS} are needed: name other sets, or [] to go without lungs on X-rays"
-        )
-    judged = set(splits.loc[splits["role"].isin(JUDGED), "image_id"].map(group_of))
-    barred = table["group_id"].isin(judged)
-    free = np.sort(table.loc[~barred, "group_id"].unique())
-    random = np.random.default_rng(seed)
-    if len(free) < MIN_GROUPS:
-        names = np.sort(table["group_id"].unique())
-        second = set(random.permutation(names)[: len(names) // 2])
-        return Plan("cross_fit", table.assign(part=table["group_id"].isin(second).astype(int)))
-    if not barred.any():
-        barred = table["group_id"].isin(set(random.permutation(free)[: max(1, round(HELD_SHARE * len(free)))]))
-    return Plan("held_out", table.assign(part=barred.astype(int)))
+    table = candidates(manifest, groups, "cxr", sets, "lung_mask")
+    return divide(table, judged_groups(splits, groups), seed, section="segment.cxr_lungs", what="lung masks on X-rays")
 
 
 def fit(
@@ -120,8 +78,7 @@ def fit(
         return Fitted(final, evidence)
     halves = {part: trained(parts != part) for part in (0, 1)}
     evidence = _evidence(chosen, list(halves.items()), images, masks)
-    group_of, part_of = groups.set_index("image_id")["group_id"], dict(zip(table["group_id"], parts, strict=True))
-    others = {str(image): halves[part_of[group]] for image, group in group_of.items() if group in part_of}
+    others = {image: halves[part] for image, part in halves_by_image(chosen, groups).items()}
     return Fitted(trained(np.ones(len(table), dtype=bool)), evidence, others)
 
 

@@ -1,9 +1,9 @@
 """Lungs on CT by threshold: what is air-like and inside the body, its two largest parts with their lobes, closed.
 
 No training and no data needed, so it stands where no learned segmenter may be used. Small vessels and lesions inside
-the lungs are taken back in by the closing and by filling holes; a consolidation at the chest wall that is thicker than
-the closing stays out, which is why known infections are added to the lungs afterwards (:mod:`.run`). The large airways
-count as lung.
+the lungs are taken back in by the closing and by filling holes, and a dense lesion at the chest wall by the convex
+outline of its lung there (:mod:`.wall`). What is denser than that, a whole lobe, stays out, which is why known
+infections are added to the lungs afterwards (:mod:`.run`). The large airways count as lung.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from skimage.morphology import isotropic_closing
 from skimage.segmentation import clear_border
 
 from chestflow.imaging.regions import bounding_box, largest_components, slices
+from chestflow.segmentation.wall import with_wall_lesions
 
 #: A part below this share of the largest is not lung: bowel gas, the windpipe, a fold of clothing. Two lungs that touch
 #: count as one part, and then there is no second lung to find.
@@ -46,6 +47,7 @@ def segment_ct(
     spacing: tuple[float, float, float],
     threshold_hu: float = -320.0,
     closing_mm: float = 8.0,
+    convex_wall: bool = True,
 ) -> NDArray[np.bool_]:
     """Mask of both lungs.
 
@@ -54,6 +56,7 @@ def segment_ct(
         spacing: (z, y, x) in mm.
         threshold_hu: below it is air-like; between air and soft tissue.
         closing_mm: radius of the closing ball; 0 leaves it out.
+        convex_wall: take dense lesions at the chest wall back in.
 
     Returns:
         (D, H, W); all False where nothing air-like lies inside a body.
@@ -66,8 +69,11 @@ def segment_ct(
     # slice by slice: in 3D the lungs of a cropped scan touch the first or last slice and would be cleared as well
     inside = np.stack([clear_border(plane) for plane in hu < threshold_hu])
     lungs = np.zeros(hu.shape, dtype=bool)
+    found = find_lungs(inside)
+    if convex_wall:
+        found = with_wall_lesions(found, hu > threshold_hu, spacing)
     # each lung by itself: closing both at once would bridge the gap between them in front of the heart
-    for lung in find_lungs(inside):
+    for lung in found:
         margin = [int(np.ceil(closing_mm / mm)) + 1 for mm in spacing]
         box = tuple(
             (max(0, first - more), min(size - 1, last + more))

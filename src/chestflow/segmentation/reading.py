@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +14,9 @@ from chestflow.data.recipes import resize_plane
 from chestflow.data.sources.base import Box
 from chestflow.errors import naming_image
 from chestflow.segmentation.masks import BOXES, from_boxes
+
+if TYPE_CHECKING:
+    from chestflow.config_sections import Segment
 
 Mask = NDArray[np.bool_]
 
@@ -34,6 +36,11 @@ class Item:
 def paths(value: Any) -> tuple[str, ...]:
     """A manifest cell of paths, which is a list, an array after a round trip through parquet, or null."""
     return tuple(value) if isinstance(value, list | tuple | np.ndarray) else ()
+
+
+def with_paths(column: pd.Series) -> NDArray[np.bool_]:
+    """Which cells of a column of paths hold any; right for an empty column too."""
+    return np.fromiter((bool(paths(value)) for value in column), dtype=bool, count=len(column))
 
 
 def boxes_of(value: Any) -> tuple[Box, ...]:
@@ -59,34 +66,48 @@ def from_source(item: Item, shape: tuple[int, ...]) -> Mask | None:
     return read_mask(item.infection_mask, shape) if item.infection_mask else None
 
 
-#: name -> function of an item and its shape that gives the infection mask, or None where it is unknown.
-PROVIDERS: dict[str, Callable[[Item, tuple[int, ...]], Mask | None]] = {"source": from_source}
-
-
-def infection_of(item: Item, shape: tuple[int, ...], provider: str) -> tuple[Mask | None, str]:
-    """Where the infection lies, and who says so: the provider, else the source's boxes, else nobody (``none``).
+def infection_of(item: Item, shape: tuple[int, ...], network: Mask | None = None) -> tuple[Mask | None, str]:
+    """Where the infection lies, and who says so: ``network``, ``source``, ``boxes`` or nobody (``none``).
 
     A box holds the infection and more. It shows whether attention points the right way, and stands for no outline: the
     caller takes no ratio from it and does not count it as an infection mask.
+
+    Args:
+        item: the image.
+        shape: its own.
+        network: what a trained segmenter found; given, it counts.
     """
-    mask = PROVIDERS[provider](item, shape)
+    if network is not None:
+        return network, "network"
+    mask = from_source(item, shape)
     if mask is not None:
-        return mask, provider
+        return mask, "source"
     if item.boxes and len(shape) == 2:
         return from_boxes(item.boxes, (shape[0], shape[1])), BOXES
     return None, "none"
 
 
-def read_small(
-    item: Item, size: int, provider: str
-) -> tuple[NDArray[np.uint8], tuple[int, int], tuple[Mask | None, str]]:
+def lungs_of_volume(
+    item: Item, hu: NDArray[np.int16], spacing: tuple[float, float, float], settings: Segment
+) -> tuple[Mask, str]:
+    """The lungs of a volume, and where they are from: the source's where asked for, else by threshold."""
+    from chestflow.imaging.read import read_mask
+    from chestflow.segmentation.lungs import segment_ct
+
+    if item.lung_mask and settings.ct_prefer_source:
+        return read_mask(item.lung_mask, hu.shape), "source"
+    rules = (settings.ct_lung_threshold_hu, settings.ct_closing_mm, settings.ct_convex_wall)
+    return segment_ct(hu, spacing, *rules), "threshold"
+
+
+def read_small(item: Item, size: int) -> tuple[NDArray[np.uint8], tuple[int, int], tuple[Mask | None, str]]:
     """An X-ray on the network's square, its own shape, and :func:`infection_of` it; runs in a worker."""
     from chestflow.imaging.read import read_radiograph
 
     with naming_image(item.image_id, "segmented"):
         pixels = read_radiograph(Path(item.path)).uint8()
         height, width = pixels.shape
-        return resize_plane(pixels, (size, size)), (height, width), infection_of(item, pixels.shape, provider)
+        return resize_plane(pixels, (size, size)), (height, width), infection_of(item, pixels.shape)
 
 
 def read_pair(case: tuple[str, str, tuple[str, ...]], size: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:

@@ -1,8 +1,9 @@
 """Stage segment: lung and infection masks on the original grid, and the infection ratio before any resampling.
 
 Lungs: the source's masks where it gives them (on CT only if asked for), else a threshold on CT volumes and a small
-U-Net on X-rays (:mod:`.fitting` says on which images it may train). Infection: one provider, chosen by name, and
-the source's boxes where it knows nothing: those go into the mask file for localisation, and into nothing else.
+U-Net on X-rays (:mod:`.planning` says on which images it may train). Infection: the source's masks, else the trained
+segmenter's where there is one for the modality, else the source's boxes: those go into the mask file for localisation,
+and into nothing else.
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ from chestflow.errors import naming_image
 from chestflow.files import write_json, write_parquet
 from chestflow.parallel import ordered_map
 from chestflow.segmentation import masks as mask_files
-from chestflow.segmentation.lungs import segment_ct
-from chestflow.segmentation.reading import Item, Mask, infection_of, items_of, read_small
+from chestflow.segmentation.reading import Item, Mask, infection_of, items_of, lungs_of_volume, read_small
 
 if TYPE_CHECKING:
     from chestflow.config import Segment
     from chestflow.segmentation.fitting import Fitted
+    from chestflow.segmentation.infection import InfectionSegmenter
 
 RATIO_COLUMNS = {
     "image_id": "str",
@@ -49,7 +50,7 @@ def segment(
     seed: int,
     threads: int = 2,
     workers: int | None = None,
-    provider: str = "source",
+    infection: InfectionSegmenter | None = None,
 ) -> None:
     """Write ``out/segment``: masks/, ratio.parquet, and the X-ray segmenter with its Dice where one is trained.
 
@@ -62,7 +63,7 @@ def segment(
         seed: of the X-ray segmenter.
         threads: CPU threads of its training, pinned.
         workers: processes; None takes one per core.
-        provider: whose infection masks; a name of :data:`.reading.PROVIDERS`.
+        infection: what the stage ``infection`` trained; None leaves images without source masks unknown.
 
     Raises:
         DataError: an image or mask cannot be read (named by image_id), or sets without lung masks shall train.
@@ -81,12 +82,19 @@ def segment(
             save(fitted.final, folder / "cxr_lungs.safetensors")
             write_json(folder / "cxr_lungs.json", fitted.evidence)
         items = items_of(manifest)
+        asked = [item for item in items if _is_for_network(item, infection, settings)]
         later = [item for item in items if fitted is not None and item.modality == "cxr" and not item.lung_mask]
-        now = sorted(set(items) - set(later), key=lambda item: item.image_id)
-        work = partial(_segment_one, settings=settings, folder=folder / "masks", provider=provider)
+        now = sorted(set(items) - set(later) - set(asked), key=lambda item: item.image_id)
+        work = partial(_segment_one, settings=settings, folder=folder / "masks")
         rows = list(ordered_map(work, now, workers))
         if fitted is not None:
-            rows += _segment_by_network(later, fitted, folder / "masks", provider, workers)
+            rows += _segment_by_network(later, fitted, folder / "masks", workers)
+        if infection is not None:
+            from chestflow.segmentation.infecting import infections
+
+            for item, seen, found in infections(asked, infection, settings, threads=threads, workers=workers):
+                marked = infection_of(item, seen.shape, found)
+                rows.append(_finish(item.image_id, seen.lung, seen.lung_from, marked, seen.spacing, folder / "masks"))
         table = pd.DataFrame(rows, columns=list(RATIO_COLUMNS)).astype(RATIO_COLUMNS)
         write_parquet(folder / "ratio.parquet", table.sort_values("image_id", ignore_index=True))
         if final.exists():
@@ -96,34 +104,38 @@ def segment(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _segment_one(item: Item, settings: Segment, folder: Path, provider: str) -> dict[str, Any]:
+def _is_for_network(item: Item, infection: InfectionSegmenter | None, settings: Segment) -> bool:
+    if infection is None or item.modality not in infection.modalities:
+        return False
+    return not (item.infection_mask and settings.infection_prefer_source)
+
+
+def _segment_one(item: Item, settings: Segment, folder: Path) -> dict[str, Any]:
     """Masks and ratio of one image without a network; runs in a worker."""
     from chestflow.imaging.read import read_mask, read_radiograph, read_volume
 
     with naming_image(item.image_id, "segmented"):
-        spacing, hu = None, None
+        spacing, lung, lung_from = None, None, "none"
+        shape: tuple[int, ...]
         if item.modality == "ct_volume":
             volume = read_volume(Path(item.path))
-            hu, spacing, shape = volume.hu, volume.spacing_mm, volume.hu.shape
+            spacing, shape = volume.spacing_mm, volume.hu.shape
+            lung, lung_from = lungs_of_volume(item, volume.hu, spacing, settings)
         else:
             shape = read_radiograph(Path(item.path)).pixels.shape
-        infection = infection_of(item, shape, provider)
-        lung, lung_from = None, "none"
-        if item.lung_mask and (hu is None or settings.ct_prefer_source):
-            lung, lung_from = read_mask(item.lung_mask, shape), "source"
-        elif hu is not None and spacing is not None:
-            lung = segment_ct(hu, spacing, settings.ct_lung_threshold_hu, settings.ct_closing_mm)
-            lung_from = "threshold"
+            if item.lung_mask:
+                lung, lung_from = read_mask(item.lung_mask, shape), "source"
+        infection = infection_of(item, shape)
     return _finish(item.image_id, lung, lung_from, infection, spacing, folder)
 
 
 def _segment_by_network(
-    items: list[Item], fitted: Fitted, folder: Path, provider: str, workers: int | None
+    items: list[Item], fitted: Fitted, folder: Path, workers: int | None
 ) -> Iterator[dict[str, Any]]:
     """Masks and ratio of X-rays without source masks: workers read, this process predicts."""
     from chestflow.segmentation.cxr_lungs import outline, probabilities
 
-    read = ordered_map(partial(read_small, size=fitted.final.size, provider=provider), items, workers)
+    read = ordered_map(partial(read_small, size=fitted.final.size), items, workers)
     for item, (square, shape, infection) in zip(items, read, strict=True):
         lung = outline(probabilities(fitted.for_image(item.image_id), square[None])[0], shape)
         yield _finish(item.image_id, lung, "unet", infection, None, folder)

@@ -12,13 +12,13 @@ from chestflow.errors import ChestflowError, DataError, TrainingError
 from chestflow.evaluation.calibration import OperatingPoint
 from chestflow.imaging.images import Volume
 from chestflow.serving import abstention, bundle, inputs
+from chestflow.serving.infection import UNKNOWN, Marker
 from chestflow.serving.networks import Networks, Opinion
 
 if TYPE_CHECKING:
     from chestflow.imaging.read import Radiograph
 
 ANSWERED, ABSTAINED, UNREADABLE = "answered", "abstained", "unreadable"
-UNKNOWN = "unknown"
 #: As where the ensemble was tuned: probabilities this close to 0 or 1 have no better logarithm.
 EPS = 1e-7
 
@@ -38,7 +38,8 @@ class Answer:
         low, high: the range over the folds' networks; null where there is one fold only.
         threshold: the operating point; null where the most probable class is called.
         probabilities: of each class.
-        ratio: infection / lung where an infection mask was given, else ``unknown``.
+        ratio: infection / lung where both masks are known, else ``unknown``.
+        ratio_from: where it came from: ``mask`` (the caller's), ``network`` (the model's own segmenter), ``unknown``.
         network: which network answered: single, ensemble, or dual sampling's uniform where the ratio is unknown.
         unusual: distance from the training set / limit; above 1 abstains.
         overlay: where the heat map was written.
@@ -57,6 +58,7 @@ class Answer:
     threshold: float | None = None
     probabilities: dict[str, float] = field(default_factory=dict)
     ratio: float | str = UNKNOWN
+    ratio_from: str = UNKNOWN
     network: str | None = None
     unusual: float | None = None
     overlay: str | None = None
@@ -84,6 +86,7 @@ class Predictor:
         self.folder, self.model = folder, model
         self.bundle = bundle.read(folder)
         self.networks = Networks(self.bundle, folder)
+        self.marker = Marker(folder, self.bundle.modality)
         self._segmenter: Any = None
 
     def answer(
@@ -94,7 +97,8 @@ class Predictor:
         Args:
             path: DICOM, PNG, JPEG or NIfTI, or a folder of one DICOM series.
             name: how the answer names it; its path by default.
-            infection_mask: the infection on the same grid; gives the ratio by which an ensemble is weighted.
+            infection_mask: the infection on the same grid; gives the ratio by which an ensemble is weighted. Without
+                one the model's own segmenter draws it, if it has one.
             overlay: where to write the heat map, a PNG.
 
         Raises:
@@ -133,7 +137,9 @@ class Predictor:
             from chestflow.segmentation.lungs import segment_ct
 
             rules = self.bundle.segmentation
-            return segment_ct(image.hu, image.spacing_mm, rules["ct_lung_threshold_hu"], rules["ct_closing_mm"])
+            # a model that was packed before this rule existed was trained without it
+            wall = bool(rules.get("ct_convex_wall", False))
+            return segment_ct(image.hu, image.spacing_mm, rules["ct_lung_threshold_hu"], rules["ct_closing_mm"], wall)
         file = self.folder / bundle.LUNGS
         if not file.exists():
             return None
@@ -146,15 +152,10 @@ class Predictor:
     def _decide(
         self, image: Radiograph | Volume, infection: np.ndarray | None, basis: dict[str, Any], overlay: Path | None
     ) -> Answer:
-        lung, bits, ratio = self.lungs(image), None, None
-        if lung is not None:
-            # an infection lies in the lungs, as when the training images were segmented
-            inside = lung if infection is None else lung | infection
-            bits = inside.astype(np.uint8)
-            if infection is not None and inside.any():
-                ratio = float(infection.sum() / inside.sum())
         try:
-            opinions = self.networks.ask(image, bits, self._parts(ratio))
+            marked = self.marker.mark(image, self.lungs(image), infection)
+            ratio = marked.ratio
+            opinions = self.networks.ask(image, marked, self._parts(ratio))
         except TrainingError:
             raise
         except ChestflowError as error:
@@ -165,9 +166,9 @@ class Predictor:
         found = [self.networks.statistics(opinion.member) for opinion in opinions]
         judged = abstention.verdict([o.relative for o in opinions], [o.share for o in opinions], found)
         unusual = float(np.median([opinion.relative for opinion in opinions]))
-        shown: float | str = UNKNOWN if ratio is None else ratio
+        basis |= {"ratio": UNKNOWN if ratio is None else ratio, "ratio_from": marked.ratio_from, "unusual": unusual}
         if judged is not None:
-            return Answer(**basis, status=ABSTAINED, reason=judged[0], detail=judged[1], ratio=shown, unusual=unusual)
+            return Answer(**basis, status=ABSTAINED, reason=judged[0], detail=judged[1])
         probabilities, spread = self.probabilities(opinions, ratio)
         classes, positive = self.bundle.classes, float(probabilities[-1])
         point, others = self._point(ratio), int(np.argmax(probabilities[:-1]))
@@ -181,9 +182,7 @@ class Predictor:
             high=spread[1] if spread else None,
             threshold=point.threshold,
             probabilities={name: round(float(p), 6) for name, p in zip(classes, probabilities, strict=True)},
-            ratio=shown,
             network=self._network(ratio),
-            unusual=unusual,
             overlay=None if overlay is None else str(overlay),
         )
         if overlay is not None:

@@ -1,4 +1,4 @@
-"""What a model version holds: networks, calibration, evidence and the lung segmenter, as safetensors and JSON.
+"""What a model version holds: networks, calibration, evidence and segmenters, as safetensors and JSON.
 
 ``bundle.json`` says how the parts make an answer; nothing in the folder is code, and nothing holds a date, so that the
 same training gives the same digest and is registered once.
@@ -17,6 +17,7 @@ from typing import Any
 from chestflow.errors import DataError, TrackingError
 from chestflow.evaluation.calibration import OperatingPoint, operating_points
 from chestflow.files import read_json, sha256_file, write_json
+from chestflow.serving.infection import FOLDER as INFECTION
 
 FILE, EVIDENCE, LUNGS = "bundle.json", "evaluation.json", "cxr_lungs.safetensors"
 NETWORK_FILES = ("weights.safetensors", "model.json", "embedding.safetensors")
@@ -60,6 +61,8 @@ class Bundle:
         shares: each run's weight in a mean, summing to 1; empty for any other model.
         temperature, threshold: the operating point; without a threshold the most probable class is called.
         uniform: that of dual sampling's uniform network, which answers alone where the ratio is unknown.
+        reads_infection: whether an answer depends on where the infection lies, by its ratio or by the network itself;
+            then the bundle carries the infection segmenter.
     """
 
     name: str
@@ -79,6 +82,7 @@ class Bundle:
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
     shares: dict[str, float] = field(default_factory=dict)
     uniform: OperatingPoint | None = None
+    reads_infection: bool = False
 
     @property
     def point(self) -> OperatingPoint:
@@ -114,7 +118,21 @@ def write(bundle: Bundle, folder: Path, out: Path, *, lungs: bool = True, calibr
     segmenter = out / "segment" / LUNGS
     if lungs and segmenter.exists():
         _copy(segmenter, folder / LUNGS)
+    if bundle.reads_infection:
+        _copy_segmenter(out / INFECTION, folder / INFECTION, bundle.modality)
     write_json(folder / FILE, asdict(bundle))
+
+
+def _copy_segmenter(source: Path, target: Path, modality: str) -> None:
+    """The network that marks the infection in new files of a modality; nothing where none was trained."""
+    from chestflow.segmentation import infection
+
+    for file in infection.files(source, modality):
+        target.mkdir(parents=True, exist_ok=True)
+        if file.name == infection.FILE:  # the other modalities' networks stay behind
+            write_json(target / file.name, {modality: read_json(file)[modality]})
+        else:
+            _copy(file, target / file.name)
 
 
 def _copy(source: Path, target: Path) -> None:

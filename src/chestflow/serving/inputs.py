@@ -14,6 +14,8 @@ NAMES = {"cxr": "chest X-rays", "ct_slice": "CT slices", "ct_volume": "CT volume
 COLOUR_SPREAD = 12.0
 #: A picture with this share of its pixels in one of 32 grey levels shows nothing.
 BLANK_SHARE = 0.98
+#: A volume of fewer slices shows no lung from top to bottom, whatever their thickness.
+FEWEST_SLICES = 5
 BLANK_DEVIATION = {"picture": 2.0, "volume": 20.0}  # grey values; Hounsfield units between air and bone
 
 
@@ -55,6 +57,9 @@ def load(path: Path, modality: str) -> Radiograph | Volume:
         raise
     if found == "picture" and _colourful(path):
         raise Abstained("wrong_modality", f"a colour photograph; this model reads {NAMES[modality]}")
+    if isinstance(image, Volume) and len(image.hu) < FEWEST_SLICES:
+        count = "one slice" if len(image.hu) == 1 else f"{len(image.hu)} slices"
+        raise Abstained("wrong_modality", f"a volume of {count}; this model reads CT volumes of whole lungs")
     if is_blank(image):
         raise Abstained("blank", "the picture shows nothing: almost all of it has one grey value")
     return image

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from chestflow.data.recipes import Geometry
     from chestflow.imaging.images import Volume
     from chestflow.imaging.read import Radiograph
+    from chestflow.serving.infection import Marked
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,11 @@ class Frame:
 
 
 class _Sample:
-    """One input in the form of a pack; without masks no lungs are known."""
+    """One input in the form of a pack, with the masks that are known."""
 
-    def __init__(self, image: np.ndarray, masks: np.ndarray | None) -> None:
+    def __init__(self, image: np.ndarray, masks: np.ndarray | None, has_lung: bool, has_infection: bool) -> None:
         self.data, self.masks = image[None], None if masks is None else masks[None]
-        self.index = pd.DataFrame({"row": [0], "has_lung": [masks is not None], "has_infection": [False]})
+        self.index = pd.DataFrame({"row": [0], "has_lung": [has_lung], "has_infection": [has_infection]})
 
     def gather(self, rows: Any, /) -> tuple[np.ndarray, np.ndarray | None]:
         return self.data, self.masks
@@ -93,12 +94,12 @@ class Networks:
             self._loaded[member] = load_network(self.folder / member.folder)[0]
         return self._loaded[member]
 
-    def ask(self, image: Radiograph | Volume, masks: np.ndarray | None, parts: set[str]) -> list[Opinion]:
+    def ask(self, image: Radiograph | Volume, marked: Marked, parts: set[str]) -> list[Opinion]:
         """What the networks of these parts say, each of the input as its own recipe prepares it.
 
         Args:
             image: on its original grid.
-            masks: bits of the same shape, lung known; or None.
+            marked: its lungs and infection, as far as they are known.
             parts: of :class:`chestflow.serving.bundle.Member`.
 
         Raises:
@@ -116,9 +117,10 @@ class Networks:
             recipe = self.bundle.recipe_of(member.run)
             name = str(recipe["name"])
             if name not in prepared:
-                packed, bits, geometry = apply(image, masks, recipe)
-                share = lung_share(bits)
-                prepared[name] = (_Sample(packed, bits if share else None), share, Frame(name, geometry, packed.shape))
+                packed, bits, geometry = apply(image, marked.bits, recipe)
+                share = None if marked.lung is None else lung_share(bits)
+                sample = _Sample(packed, bits, bool(share), marked.infection is not None)
+                prepared[name] = (sample, share, Frame(name, geometry, packed.shape))
             sample, share, frame = prepared[name]
             found = infer(
                 self.network(member),

@@ -33,6 +33,7 @@ COLUMNS = {
     "high": "double",
     "threshold": "double",
     "ratio": "string",
+    "ratio_from": "string",
     "network": "string",
     "model": "string",
     "notice": "string",

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from chestflow.data.phantom.layout import SETS
 from chestflow.files import read_json, read_parquet
 from chestflow.serving.bundle import Bundle, Member, averaged, calibrated, weighted
-from chestflow.tracking import provenance
 
 if TYPE_CHECKING:
     from chestflow.config import Params
@@ -81,14 +81,36 @@ def describe(params: Params, name: str, out: Path) -> Bundle:
         segmentation={
             "ct_lung_threshold_hu": params.segment.ct_lung_threshold_hu,
             "ct_closing_mm": params.segment.ct_closing_mm,
+            "ct_convex_wall": params.segment.ct_convex_wall,
         },
-        phantom=bool((images["source"] == provenance.PHANTOM).any()),
+        phantom=bool(images["source"].isin(SETS).any()),
         licences=licences,
         commercial_use=commercial,
         recipes={run: recipe for run, recipe in recipes.items() if recipe != first["recipe"]},
         shares=averaged(weights) if mean else {},
         uniform=calibrated(uniform) if uniform else None,
+        reads_infection=(bool(weights) and not mean) or _read_infection(out, [run for run, _ in parts], folds[0]),
     )
+
+
+def _read_infection(out: Path, runs: list[str], fold: int) -> bool:
+    """Whether one of the runs' networks takes the infection mask as an input."""
+    import torch
+
+    from chestflow.files import MODEL
+    from chestflow.methods import registry
+
+    for run in runs:
+        described = read_json(out / "train" / run / str(fold) / MODEL)
+        if described["input"]["modality"] == "cxr":  # no segmenter draws infections on X-rays
+            continue
+        method = registry.get(described["method"])
+        config = registry.configure(method, described["config"])
+        with torch.device("meta"):
+            network = method.build(config, registry.InputSpec.of(described["input"]))
+        if getattr(network, "reads_infection", False):
+            return True
+    return False
 
 
 def _tune_value(parts: list[tuple[str, str]], fold: int, out: Path) -> float:

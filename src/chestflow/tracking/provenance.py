@@ -12,15 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from chestflow.data.phantom.layout import SETS as PHANTOMS
 from chestflow.files import read_parquet, sha256_file
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from chestflow.config import Params
-
-#: The set whose images are synthetic; what is trained on it is marked everywhere.
-PHANTOM = "phantom"
 
 
 def _git(*arguments: str) -> str | None:
@@ -57,8 +55,8 @@ def cohort_sets(params: Params, run: str) -> list[str]:
 
 
 def is_phantom(params: Params, run: str) -> bool:
-    """Whether any of the run's training images are synthetic."""
-    return PHANTOM in cohort_sets(params, run)
+    """Whether any of the run's training images are synthetic; what is trained on them is marked everywhere."""
+    return not set(PHANTOMS).isdisjoint(cohort_sets(params, run))
 
 
 def data_md5(params: Params, run: str, out: Path) -> str:

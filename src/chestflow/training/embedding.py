@@ -6,13 +6,18 @@ role, which the network did not fit.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from chestflow.files import atomic_path
 from chestflow.training.loader import LUNG_BIT, PackLike
 
+#: Longer vectors are not stored: a bilinear network's would take gigabytes.
+LONGEST = 16_384
 QUANTILE = 0.99
 _RIDGE = 1e-6
 
@@ -36,6 +41,19 @@ def statistics(train: NDArray[np.float32], tune: NDArray[np.float32]) -> dict[st
         }
         far = float(np.quantile(distance(tune, found).numpy(), QUANTILE))
     return {**found, "threshold": torch.tensor(far, dtype=torch.float32)}
+
+
+def store(path: Path, vectors: NDArray[np.float32], modality: str, classes: int) -> None:
+    """Write the test role's vectors (N, E) as float16, of CT slices: the report draws them as paper 003 does.
+
+    Nothing is written for other pictures, of networks without a vector of their own (E is then the number of classes),
+    and of vectors longer than :data:`LONGEST`.
+    """
+    if modality != "ct_slice" or not classes < vectors.shape[1] <= LONGEST:
+        return
+    largest = np.finfo(np.float16).max
+    with atomic_path(path) as temporary, open(temporary, "wb") as stream:
+        np.save(stream, np.clip(vectors, -largest, largest).astype(np.float16))
 
 
 def distance(embedding: NDArray[np.float32] | Tensor, found: dict[str, Tensor]) -> Tensor:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from chestflow.files import ATTENTION_FILES, atomic_path, write_json, write_parquet
+from chestflow.files import ATTENTION_FILES, EMBEDDING_FILE, atomic_path, write_json, write_parquet
 from chestflow.training import history
 
 if TYPE_CHECKING:
@@ -59,6 +59,9 @@ def write_results(
         if heat is not None:
             with atomic_path(predictions / ATTENTION_FILES[role]) as temporary, open(temporary, "wb") as stream:
                 np.save(stream, heat)
+    if "test" in found:
+        modality, classes = description["input"]["modality"], max(2, len(description["task"]["classes"]))
+        embedding.store(predictions / EMBEDDING_FILE, found["test"].embedding, modality, classes)
     unusual = embedding.statistics(found["train"].embedding, found["tune"].embedding)
     area = embedding.lung_area_range(pack, roles["train"]["row"].to_numpy())
     if area is not None:

@@ -184,8 +184,9 @@ def tune_w(ensemble: str, fold: int, params: Any, out: Path, checkpoints: Path) 
 def apply_w(ensemble: str, fold: int, params: Any, out: Path) -> None:
     """Write ``out/predictions/<ensemble>/<fold>/{tune,test}.parquet``, and ``external`` where both networks have it.
 
-    Columns as in any run's predictions, the logits being log-odds, and ``w`` (used), ``w_paper``, ``w_tuned``. There is
-    no attention.npy: the uniform network's maps stand for the ensemble.
+    Columns as in any run's predictions, the logits being log-odds, and ``w`` (used), ``w_paper``, ``w_tuned`` and
+    ``w_swapped`` (the paper's two weights exchanged). There is no attention.npy: the uniform network's maps stand for
+    the ensemble.
 
     Raises:
         DataError: predictions or the tuned weights are missing, or the two networks disagree on the images.
@@ -193,7 +194,8 @@ def apply_w(ensemble: str, fold: int, params: Any, out: Path) -> None:
     found = read_json(out / "tune" / "w" / ensemble / f"{fold}.json")
     joined = params.ensembles[ensemble]
     values = {
-        "w": found["used"], "w_paper": {key: float(getattr(joined, key)) for key in KEYS}, "w_tuned": found
+        "w": found["used"], "w_paper": {key: float(getattr(joined, key)) for key in KEYS}, "w_tuned": found,
+        "w_swapped": found["swapped"],
     }  # fmt: skip
     folder = out / "predictions" / ensemble / str(fold)
     for role in ("tune", "test", "external"):

@@ -18,6 +18,8 @@ from chestflow.errors import ChestflowError, ConfigError, DataError
 from chestflow.files import plain
 
 Values = dict[str, float]
+#: (step, objective so far): ends the trial where the study's pruner gives it up
+Report = Callable[[int, float], None]
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,10 @@ class Axis:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished study: the best values, their objective (lower is better), and every completed trial in order."""
+    """A finished study: the best values, their objective (lower is better), and every finished trial in order.
+
+    A trial that was given up holds its last report, is marked ``pruned``, and is never the best.
+    """
 
     best: Values
     objective: float
@@ -100,8 +105,19 @@ def _storage(key: str, checkpoints: Path, url: str | None) -> Any:
         raise DataError(f"the study journal {journal} is damaged: delete it and start again") from None
 
 
+def _reporter(trial: Any) -> Report:
+    import optuna
+
+    def report(step: int, objective: float) -> None:
+        trial.report(objective, step)
+        if trial.should_prune():
+            raise optuna.TrialPruned
+
+    return report
+
+
 def run_study(
-    objective: Callable[[Values], float],
+    objective: Callable[..., float],
     space: Mapping[str, Axis],
     *,
     trials: int,
@@ -110,11 +126,13 @@ def run_study(
     checkpoints: Path,
     storage: str | None = None,
     first: Sequence[Values] = (),
+    pruner: Any = None,
 ) -> Outcome:
     """Minimise ``objective`` with TPE until ``trials`` trials are complete, counting those of earlier starts.
 
     Args:
-        objective: values -> number, lower is better; the same values must give the same number.
+        objective: values -> number, lower is better; the same values must give the same number. With a ``pruner`` it is
+            called with a :data:`Report` too.
         space: the searched numbers.
         trials: how many completed trials there shall be.
         seed: sequential runs with one seed give the same trials.
@@ -122,6 +140,8 @@ def run_study(
         checkpoints: journals lie in ``optuna/`` under it.
         storage: an Optuna storage URL instead of the journal, for many workers.
         first: values tried before the sampler chooses, such as the paper's; clipped into the space.
+        pruner: one of Optuna's, which gives up trials by their reports; those count as finished. At least one trial
+            must be left to run to its end.
 
     Raises:
         ConfigError: the storage URL cannot be used.
@@ -132,28 +152,41 @@ def run_study(
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     key = study_key({"about": about, "space": {k: vars(a) for k, a in space.items()}, "seed": seed, "first": first})
     distributions = {k: optuna.distributions.FloatDistribution(a.low, a.high, a.log, a.step) for k, a in space.items()}
-    finished = optuna.trial.TrialState.COMPLETE
+    finished, pruned = optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED
     try:
         study = optuna.create_study(
-            storage=_storage(key, checkpoints, storage), study_name=key, direction="minimize", load_if_exists=True
+            storage=_storage(key, checkpoints, storage),
+            study_name=key,
+            direction="minimize",
+            load_if_exists=True,
+            pruner=pruner,
         )
         # A trial that was running when its process was killed never ends; it must not be taken for a result.
         if storage is None:
             for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
                 study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
-        while (done := len(study.get_trials(deepcopy=False, states=(finished,)))) < trials:
+        while (done := len(study.get_trials(deepcopy=False, states=(finished, pruned)))) < trials:
             study.sampler = optuna.samplers.TPESampler(seed=seed + done)
             if done < len(first):
                 study.enqueue_trial({k: min(max(first[done][k], a.low), a.high) for k, a in space.items()})
             trial = study.ask(distributions)
-            study.tell(trial, float(objective(dict(trial.params))))
-        rows = study.get_trials(deepcopy=False, states=(finished,))
+            told = () if pruner is None else (_reporter(trial),)
+            try:
+                study.tell(trial, float(objective(dict(trial.params), *told)))
+            except optuna.TrialPruned:
+                study.tell(trial, state=pruned)
+        rows = study.get_trials(deepcopy=False, states=(finished, pruned))
     except (ChestflowError, OSError):
         raise
     except (KeyError, json.JSONDecodeError) as error:
         raise DataError(f"the study journal {key} under {checkpoints}/optuna is damaged ({error}): delete it") from None
-    table = [{"number": i, "values": {k: t.params[k] for k in space}, "objective": t.value} for i, t in enumerate(rows)]
-    best = min(table, key=lambda row: row["objective"])
+    table: list[dict[str, Any]] = [
+        {"number": i, "values": {k: t.params[k] for k in space}, "objective": t.value} for i, t in enumerate(rows)
+    ]
+    if pruner is not None:
+        for row, trial in zip(table, rows, strict=True):
+            row |= {"pruned": trial.state == pruned, "reports": len(trial.intermediate_values)}
+    best = min((row for row in table if not row.get("pruned")), key=lambda row: row["objective"])
     return Outcome(dict(best["values"]), float(best["objective"]), table)
 
 

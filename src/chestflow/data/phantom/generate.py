@@ -20,6 +20,9 @@ from chestflow.parallel import ordered_map
 
 SEED = 20
 PATIENTS = 200
+#: Of the cohort of profile phantom_large: more than 300 volumes of infected lungs, and none of the embedded patients.
+LARGE_SEED = 21
+LARGE_PATIENTS = 320
 SHAPE = (48, 96, 96)
 README = "README.txt"
 FIRST_LINE = "SYNTHETIC chest phantoms made by `chestflow data phantom`"

@@ -14,13 +14,32 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, cast
 
+from chestflow.data.references import RESIZED, mask_reference, parse_mask_reference
 from chestflow.errors import DataError
+
+__all__ = [
+    "RESIZED",
+    "Box",
+    "Reject",
+    "Row",
+    "Source",
+    "SourceInfo",
+    "Table",
+    "children_only",
+    "get",
+    "mask_reference",
+    "names",
+    "parse_mask_reference",
+    "pictures",
+    "read_rows",
+    "require",
+    "tables",
+]
 
 #: (x, y, width, height) in pixels, from the left and upper edge.
 Box = tuple[float, float, float, float]
@@ -39,6 +58,7 @@ class SourceInfo:
     commercial_use: bool | None  # None where no licence is stated, or where it differs from image to image
     link: str  # where the set comes from
     ages: tuple[float, float] | None = None  # years, the youngest and the oldest patient, where its authors say so
+    official_counts: Mapping[str, int] = field(default_factory=dict)  # train | tune | test -> images, as stated
 
 
 @dataclass(frozen=True)
@@ -46,7 +66,7 @@ class Row:
     """One image or volume as the source describes it. None is unknown, never a guess."""
 
     key: str  # the source's name of it, unique in the set: its path relative to the root, with /
-    path: Path  # a file, or the folder of one DICOM series
+    path: Path  # a file, or the folder of one series
     modality: str
     label: str | None
     patient: str | None = None
@@ -61,10 +81,18 @@ class Row:
     infection_mask: tuple[str, ...] = ()
     boxes: tuple[Box, ...] | None = None  # of infections alone: they are where localisation looks for them
     severity: float | None = None  # Brixia score, 0 to 18
+    infected_slices: tuple[int, ...] | None = None  # of a volume, from 0 at the feet; None is unknown
+    infected_lobes: tuple[str, ...] | None = None  # of chestflow.data.manifest.LOBES; None is unknown
+    part: str = ""  # what of the path is the image: ``slice=3``, ``window=-1350,150``; see chestflow.data.references
     official_split: str | None = None  # train | tune | test
     licence: str | None = None  # None takes the set's
     commercial_use: bool | None = None  # counts where licence is given
     companions: tuple[Path, ...] = ()  # further files about this image alone: they go with it when it is withdrawn
+
+    @property
+    def reference(self) -> Path:
+        """What the manifest's column ``path`` says, and the readers take."""
+        return Path(f"{self.path}@{self.part}") if self.part else self.path
 
 
 @dataclass(frozen=True)
@@ -100,30 +128,8 @@ class Source(Protocol):
 #: Modules of this package that are no adapters.
 NO_ADAPTERS = ("base", "unsupported")
 
-_OFFSET = re.compile(r"^(?P<path>.+)@(?P<top>\d+),(?P<left>\d+)$")
-#: Ends the reference of a mask that shows the full image at another resolution, and is resized to it.
-RESIZED = "@resized"
 #: Years; below it a patient is a child.
 ADULT = 18.0
-
-
-def mask_reference(path: Path, top: int | None = None, left: int | None = None, *, resized: bool = False) -> str:
-    """A mask in the manifest: its path, and ``@top,left`` where it is a crop that lies there in the full image.
-
-    ``@resized`` stands for a mask of the full image at another resolution.
-    """
-    if resized:
-        return f"{path}{RESIZED}"
-    return str(path) if top is None or left is None else f"{path}@{top},{left}"
-
-
-def parse_mask_reference(reference: str) -> tuple[Path, tuple[int, int] | None]:
-    """The inverse of :func:`mask_reference`: the path and (top, left), or None for a mask of the full image."""
-    reference = reference.removesuffix(RESIZED)
-    match = _OFFSET.match(reference)
-    if match is None:
-        return Path(reference), None
-    return Path(match["path"]), (int(match["top"]), int(match["left"]))
 
 
 def names() -> list[str]:
@@ -164,8 +170,8 @@ def read_rows(name: str, root: Path) -> Iterator[Row | Reject]:
         raise DataError(
             f"the folder {root} is missing: get {source.INFO.title} from {source.INFO.link} and run "
             f"`chestflow data add {name} PATH`"
-            if name != "phantom"
-            else f"the folder {root} is missing: run `chestflow data phantom`"
+            if not source.INFO.link.startswith("chestflow ")
+            else f"the folder {root} is missing: run `{source.INFO.link}`"
         )
     yield from source.rows(root)
 

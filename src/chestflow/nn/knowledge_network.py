@@ -1,0 +1,270 @@
+"""The network of paper 003: a global branch, two that look closer, and their fusion.
+
+The global branch sees the slice, the heat-map branch the region where the global one's last map is strongest, the
+infected branch the infection left and right. Each pools its last map; the fusion classifies all pools together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from chestflow.imaging.cam import min_max
+from chestflow.nn import knowledge_regions as regions
+from chestflow.nn.output import Output
+
+BRANCHES = ("global", "heat", "infected", "fusion")
+#: What may answer: a branch, or the mean of the first three while no fusion is trained.
+ANSWERS = (*BRANCHES, "mean")
+#: Branches whose pools an answer needs besides its own.
+_NEEDS = {
+    "global": {"global"},
+    "heat": {"heat"},
+    "infected": {"global", "infected"},
+    "fusion": {"global", "heat", "infected"},
+}
+
+
+class Changes(Protocol):
+    """Random changes of crops while training (:class:`chestflow.training.region_augmentation.Jitter`)."""
+
+    def borders(self, border: Tensor) -> Tensor: ...
+    def crops(self, crops: Tensor) -> Tensor: ...
+
+
+@dataclass
+class Known:
+    """What the global branch says of B slices; a frozen one says it only once.
+
+    Attributes:
+        pool: (B, E) its pooled vector; None where nothing needs it.
+        box: int64 (B, 4) of the heat map's component; None where nothing needs it.
+        region: bool (B, H, W), that component; None unless it masks the slice.
+        features: its last map (B, F, h, w), None where remembered.
+        heat: S of eq. 1 (B, 1, h, w), None where remembered.
+    """
+
+    pool: Tensor | None
+    box: Tensor | None = None
+    region: Tensor | None = None
+    features: Tensor | None = None
+    heat: Tensor | None = None
+
+
+@dataclass
+class KnowledgeOutput(Output):
+    """Also the logits of each branch that answered (B, C), and the heat map's box (B, 4)."""
+
+    branches: dict[str, Tensor] | None = None
+    heat_box: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class RegionSettings:
+    """How regions are found; see :mod:`chestflow.nn.knowledge_regions`.
+
+    Attributes:
+        tau: threshold of the heat map; None where no heat map is used.
+        source: of S: relu_sum, sum or abs_max.
+        norm: of H: min_max or paper.
+        connectivity: 8 or 4.
+        mode: ``crop`` cuts out the component's box, ``mask`` blackens all but the component.
+        heat_margin, margin: what the heat map's and the infection's boxes grow by.
+        min_side: of a box, in pixels.
+    """
+
+    tau: float | None
+    source: regions.Source = "relu_sum"
+    norm: regions.Norm = "min_max"
+    connectivity: int = 8
+    mode: str = "crop"
+    heat_margin: float = 0.0
+    margin: float = 0.05
+    min_side: int = 16
+
+
+class Branch(nn.Module):
+    """A classifier, and the backbone that makes its pool where it has one."""
+
+    def __init__(self, inputs: int, outputs: int, backbone: nn.Module | None = None) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = nn.Linear(inputs, outputs)
+        # small, so that the first answers are near 0.5 however many pools are joined
+        nn.init.normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
+
+    def look(self, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """A normalised picture's last map (B, D, h, w), and its mean (B, D) float32."""
+        assert self.backbone is not None
+        features = self.backbone(seen)
+        return features, features.float().mean((2, 3))
+
+
+class UsedBranch(nn.Module):
+    """Another run's network as the global branch: its vector before the classifier, its last map. Always frozen."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network.eval().requires_grad_(False)
+
+    def train(self, mode: bool = True) -> UsedBranch:
+        """Keeps the network in eval mode whatever trains around it."""
+        super().train(mode)
+        self.network.eval()
+        return self
+
+    def look(self, image: Tensor, lung: Tensor | None, infection: Tensor | None) -> tuple[Tensor | None, Tensor]:
+        """Its map (None if it has none) and its vector (B, E), for a map alone its mean."""
+        reads = getattr(self.network, "reads_infection", False)
+        output: Output = self.network(image, lung, infection) if reads else self.network(image, lung)
+        if output.embedding is not None:
+            return output.features, output.embedding.float()
+        assert output.features is not None
+        return output.features, output.features.float().mean((2, 3))
+
+
+class MultiKnowledge(nn.Module):
+    """The network. Children: ``input``, ``global_branch`` and, as far as they are asked for, ``heat``, ``infected`` and
+    ``fusion``.
+
+    Args:
+        layer: the input layer of the network's own branches.
+        branches: name -> branch, of :data:`BRANCHES`.
+        how: see :class:`RegionSettings`.
+        answers: which branch's logits the output has.
+        concatenated: the heat-map branch classifies its pool together with the global one.
+    """
+
+    reads_infection = True
+
+    def __init__(
+        self, layer: nn.Module, branches: dict[str, nn.Module], how: RegionSettings, answers: str, concatenated: bool
+    ) -> None:
+        super().__init__()
+        self.input, self.how, self.answers, self.concatenated = layer, how, answers, concatenated
+        for name, branch in branches.items():
+            self.add_module("global_branch" if name == "global" else name, branch)
+
+    def get_extra_state(self) -> Tensor:
+        """Which branch answers: it changes from phase to phase, so an interrupted training must know it."""
+        return torch.tensor(ANSWERS.index(self.answers), device="cpu")
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take it back."""
+        self.answers = ANSWERS[int(state)]
+
+    def branch(self, name: str) -> Any:
+        """The branch of that name."""
+        return self.get_submodule("global_branch" if name == "global" else name)
+
+    def look(self, image: Tensor, lung: Tensor | None, infection: Tensor | None, heat: bool) -> Known:
+        """The global branch on whole slices (B, 1, H, W), and with ``heat`` where its last map is strongest."""
+        branch = self.branch("global")
+        if isinstance(branch, UsedBranch):
+            features, pool = branch.look(image, lung, infection)
+        else:
+            features, pool = branch.look(self.input(image))
+        if not heat:
+            return Known(pool, features=features)
+        how, size = self.how, (image.shape[2], image.shape[3])
+        assert features is not None
+        assert how.tau is not None
+        summed = regions.heat_sum(features, how.source)
+        region = regions.attended(regions.heat_map(summed, size, how.norm), how.tau, how.connectivity)
+        box = regions.widen(regions.boxes(region), how.heat_margin, how.min_side, size)
+        return Known(pool, box, region if how.mode == "mask" else None, features, summed)
+
+    def forward(
+        self,
+        image: Tensor,
+        lung: Tensor | None = None,
+        infection: Tensor | None = None,
+        *,
+        heads: Sequence[str] | None = None,
+        known: Known | None = None,
+        changes: Changes | None = None,
+    ) -> KnowledgeOutput:
+        """Slices (B, 1, H, W) in [0, 255] and their infection masks to logits.
+
+        Without an infection mask, or with an empty one, the infected branch's vectors are zero and its backbone does
+        not run; its answer then depends on the whole slice alone.
+
+        Args:
+            image: grey values.
+            lung: only an own network of another run may use it.
+            infection: {0, 1} of the same shape, or None.
+            heads: which branches classify; None takes those that the answer needs.
+            known: what the global branch said of these slices before.
+            changes: of the crops, while training.
+        """
+        if heads is None:
+            heads = BRANCHES[:3] if self.answers == "mean" else (self.answers,)
+        needed = set().union(*(_NEEDS[head] for head in heads))
+        if self.concatenated and "heat" in heads:
+            needed.add("global")
+        if known is None:
+            known = self.look(image, lung, infection, heat="heat" in needed)
+        shown = image.detach()  # crops follow from the map, but no gradient flows along them
+        pools = {"global": [known.pool]}
+        if "heat" in needed:
+            pools["heat"] = [self._attended(shown, known, changes)]
+        if "infected" in needed:
+            pools["infected"] = list(self._infected(shown, infection, changes).unbind(1))
+        vectors = {head: torch.cat(self._joined(head, pools), dim=1) for head in heads}
+        logits = {head: self.branch(head).head(vectors[head]) for head in heads}
+        if self.answers in logits:
+            answer, vector = logits[self.answers], vectors[self.answers]
+        else:
+            answer, vector = torch.stack(list(logits.values())).mean(0), vectors[heads[-1]]
+        # Grad-CAM needs a map that the answer depends on; the heat-map branch shows its own
+        apart = self.answers == "heat" and not self.concatenated
+        attention = min_max(known.heat) if apart and known.heat is not None else None
+        return KnowledgeOutput(
+            answer,
+            features=None if apart else known.features,
+            attention=attention,
+            embedding=vector,
+            branches=logits,
+            heat_box=known.box,
+        )
+
+    def _joined(self, head: str, pools: dict[str, list[Any]]) -> list[Tensor]:
+        """The pools that a head classifies, in the paper's order: global, heat map, left, right."""
+        if head == "heat":
+            return [*(pools["global"] if self.concatenated else []), *pools["heat"]]
+        return [pool for name in BRANCHES[:3] if name in _NEEDS[head] for pool in pools[name]]
+
+    def _attended(self, image: Tensor, known: Known, changes: Changes | None) -> Tensor:
+        assert known.box is not None
+        border = regions.edges(known.box)
+        if known.region is not None:
+            image = image * known.region[:, None]
+            height, width = image.shape[2:]
+            border = torch.tensor([[0.0, 0.0, height, width]], device=image.device).expand(len(image), -1)
+        if changes is not None:
+            border = changes.borders(border)
+        crops = regions.crop_resize(image, border)
+        pooled: Tensor = self.branch("heat").look(self.input(crops if changes is None else changes.crops(crops)))[1]
+        return pooled
+
+    def _infected(self, image: Tensor, infection: Tensor | None, changes: Changes | None) -> Tensor:
+        """Pools (B, 2, D) of the infection left and right; zeros for a side without any, which no layer sees."""
+        branch = self.branch("infected")
+        empty = image.new_zeros(2 * len(image), branch.backbone.out_channels, dtype=torch.float32)
+        if infection is None:
+            return empty.view(len(image), 2, -1)
+        box, present = regions.side_boxes(infection, self.how.margin, self.how.min_side)
+        where = present.flatten().nonzero()[:, 0]
+        if len(where):
+            border = regions.edges(box.flatten(0, 1)[where])
+            if changes is not None:
+                border = changes.borders(border)
+            crops = regions.crop_resize(image, border, where // 2)
+            pooled = branch.look(self.input(crops if changes is None else changes.crops(crops)))[1]
+            empty = empty.index_copy(0, where, pooled)
+        return empty.view(len(image), 2, -1)

@@ -1,0 +1,259 @@
+"""Stage infection, and what segment makes of it: who trains, masks of the network, evidence, the same bytes twice."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import pytest
+
+from chestflow.config import Infection, Segment
+from chestflow.config_sections import InfectionSlices, InfectionVolumes, PseudoLabels
+from chestflow.errors import DataError, TrainingError
+from chestflow.files import read_json
+from chestflow.segmentation import infection, masks, pseudo_label, slice_network
+from chestflow.segmentation.infection_fitting import fit_infection
+from chestflow.segmentation.run import segment
+from tests.code.infection_cases import SIDE, ct_slice, ct_volume, slice_rows, stand_in, tables, volume_rows
+from tests.code.test_lungs import SPACING
+
+
+def slices(**more: object) -> InfectionSlices:
+    own = {"sets": ["a"], "backbone": "resnet18", "channel": 8, "size": SIDE, "scales": [1.0], "batch_size": 8}
+    return InfectionSlices(**{**own, "epochs": 30, "lr": 3e-2, "schedule": "cosine", **more})
+
+
+def fit(rows: list[dict], roles: dict[str, str], settings: Infection, out: Path, **more: object) -> dict:
+    manifest, splits, groups = tables(rows, roles)
+    fit_infection(manifest, splits, groups, settings, Segment(), out, seed=1, threads=1, workers=1, **more)
+    return read_json(out / "infection" / "evidence.json")
+
+
+def ratios(rows: list[dict], out: Path, settings: Segment | None = None) -> pd.DataFrame:
+    manifest, splits, groups = tables(rows, {})
+    trained = infection.load(out / "infection")
+    own = settings or Segment()
+    segment(manifest, splits[:0], groups, own, out, seed=1, threads=1, workers=1, infection=trained)
+    return pd.read_parquet(out / "segment" / "ratio.parquet").set_index("image_id")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict], Path, dict]:
+    """A real Inf-Net on infected slices and healthy ones whose label counts as an empty mask."""
+    root = tmp_path_factory.mktemp("slices")
+    rows = slice_rows(root, 18, healthy=10, unlabelled=2)
+    roles = {f"a-{number:03d}": "test" for number in (0, 1, 2, 3, 18, 19, 20, 21)}
+    settings = Infection(ct_slice=slices(epochs=8, batch_size=4, lr=3e-3, normal_as_empty=True))
+    return rows, root, fit(rows, roles, settings, root)
+
+
+def test_a_real_network_learns_and_leaves_healthy_slices_empty(trained: tuple[list[dict], Path, dict]) -> None:
+    _, root, said = trained
+    found = said["ct_slice"]
+    assert found["mode"] == "held_out"
+    assert found["trained_on"] == {"images": 20, "patients": 20}
+    assert (found["images"], found["patients"]) == (4, 4)
+    assert found["figures"]["dice"]["value"] > 0.5
+    assert found["healthy"] == {"images": 4, "empty": 4, "marked_share": 0.0}
+    assert found["ratio_error"]["images"] == 8
+    assert found["ratio_error"]["mae"] < 0.1
+    segmenter = infection.load(root / "infection")
+    for seed in range(100, 106):
+        healthy, _, _ = ct_slice(seed, healthy=True)
+        predicted = segmenter.predict_slice(healthy)
+        assert predicted is not None
+        assert not predicted.any()
+    grey, truth, _ = ct_slice(110)
+    probability = segmenter.probability_slice(np.ascontiguousarray(cv2.resize(grey, (90, 70))))
+    assert probability is not None
+    assert probability.shape == (70, 90)
+    assert probability.min() >= 0
+    assert probability.max() <= 1
+    assert segmenter.predict_volume(np.zeros((2, 8, 8), np.int16), SPACING, np.ones((2, 8, 8), bool)) is None
+    assert segmenter.modalities == ("ct_slice",)
+    assert truth.any()
+
+
+def test_segment_takes_source_masks_first_and_the_network_second(trained: tuple[list[dict], Path, dict]) -> None:
+    rows, root, _ = trained
+    bare = {**rows[28], "image_id": "a-bare", "lung_mask": None}
+    found = ratios([*rows, bare], root)
+    assert found["infection_from"].value_counts().to_dict() == {"source": 18, "network": 13}
+    healthy = found.loc[[f"a-{number:03d}" for number in range(18, 28)]]
+    assert healthy["has_infection"].all()
+    assert (healthy["ratio"] == 0).all()
+    assert (found.loc[["a-028", "a-029"], "ratio"] > 0.01).all()
+    assert np.isnan(found.loc["a-bare", "ratio"]), "a slice without lungs has no ratio"
+    path = masks.find(root / "segment" / "masks", "a-028")
+    assert path is not None
+    _, truth, _ = ct_slice(28)
+    mask = masks.read(path) & masks.INFECTION > 0
+    assert 2 * (mask & truth).sum() / (mask.sum() + truth.sum()) > 0.5
+
+
+def test_the_network_may_mask_all_images_alike(trained: tuple[list[dict], Path, dict]) -> None:
+    rows, root, _ = trained
+    found = ratios(rows, root, Segment(infection_prefer_source=False))
+    assert set(found["infection_from"]) == {"network"}
+
+
+def test_without_sets_there_is_no_segmenter(tmp_path: Path) -> None:
+    assert fit(slice_rows(tmp_path, 2), {}, Infection(), tmp_path) == {}
+    segmenter = infection.load(tmp_path / "infection")
+    assert segmenter.modalities == ()
+    assert segmenter.predict_slice(ct_slice(0)[0]) is None
+    assert infection.files(tmp_path / "infection", "ct_slice") == []
+
+
+def test_pseudo_labels_leave_out_what_a_classifier_is_judged_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch)
+    rows = slice_rows(tmp_path, 12, unlabelled=9)
+    roles = {"a-000": "test", "a-001": "tune", "a-012": "test", "a-013": "tune", "a-014": "external"}
+    own = {"sets": ["a"], "chunk": 4, "epochs": 1, "batch_size": 4, "lr": 1e-2}
+    fit(rows, roles, Infection(ct_slice=slices(pseudo=PseudoLabels(**own))), tmp_path)
+    record = read_json(tmp_path / "infection" / "pseudo.json")["final"]
+    assert sorted(record["masks"]) == [f"a-{number:03d}" for number in range(15, 21)]
+    assert [entry["labelled"] for entry in record["rounds"]] == [4, 2]
+    assert all(entry["held"]["slices"] == 2 for entry in record["rounds"])
+    assert {entry["model"] for entry in record["masks"].values()} == {e["model"] for e in record["rounds"]}
+    written = sorted(path.stem for path in (tmp_path / "infection" / "pseudo").iterdir())
+    assert written == sorted(record["masks"])
+    mask = cv2.imread(str(tmp_path / "infection" / "pseudo" / "a-015.png"), cv2.IMREAD_UNCHANGED)
+    assert mask.shape == (SIDE, SIDE)
+    assert set(np.unique(mask)) <= {0, 255}
+    transductive = PseudoLabels(**own, include_test_in_pseudo=True)
+    fit(rows, roles, Infection(ct_slice=slices(pseudo=transductive)), tmp_path)
+    record = read_json(tmp_path / "infection" / "pseudo.json")["final"]
+    assert sorted(record["masks"]) == [f"a-{number:03d}" for number in range(12, 21)]
+
+
+def test_the_stage_killed_in_a_round_and_started_again_writes_the_same_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch)
+    rows = slice_rows(tmp_path, 12, unlabelled=9)
+    own = PseudoLabels(sets=["a"], chunk=4, epochs=2, batch_size=4, lr=1e-2)
+    settings = Infection(ct_slice=slices(epochs=3, pseudo=own))
+    fit(rows, {}, settings, tmp_path / "whole")
+    label = pseudo_label.Loop._label
+
+    def dying(self: pseudo_label.Loop, step: int) -> None:
+        if step == 1:
+            raise KeyboardInterrupt
+        label(self, step)
+
+    monkeypatch.setattr(pseudo_label.Loop, "_label", dying)
+    with pytest.raises(KeyboardInterrupt):
+        fit(rows, {}, settings, tmp_path / "later", checkpoint_root=tmp_path / "kept")
+    assert not (tmp_path / "later" / "infection").exists()
+    assert any((tmp_path / "kept").rglob("checkpoint.json"))
+    monkeypatch.setattr(pseudo_label.Loop, "_label", label)
+    fit(rows, {}, settings, tmp_path / "later", checkpoint_root=tmp_path / "kept")
+    content = [
+        {path.name: path.read_bytes() for path in (tmp_path / name / "infection").rglob("*") if path.is_file()}
+        for name in ("whole", "later")
+    ]
+    assert content[0] == content[1]
+    assert not any(path.is_file() for path in (tmp_path / "kept").rglob("*"))
+
+
+def test_cross_fitted_networks_never_saw_the_group_they_segment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stand_in(monkeypatch)
+    rows = slice_rows(tmp_path, 12, unlabelled=2)
+    saw = []
+    train = slice_network.train
+
+    def watched(model: slice_network.SliceNetwork, images: np.ndarray, *rest: object, **more: object) -> None:
+        saw.append({image.tobytes() for image in images})
+        train(model, images, *rest, **more)
+
+    monkeypatch.setattr(slice_network, "train", watched)
+    roles = {row["image_id"]: "test" for row in rows}
+    said = fit(rows, roles, Infection(ct_slice=slices(epochs=1)), tmp_path)["ct_slice"]
+    assert said["mode"] == "cross_fit"
+    assert said["images"] == 12
+    assert [len(seen) for seen in saw] == [12, 6, 6]
+    segmenter = infection.load(tmp_path / "infection")
+    weights = [slice_network.digest(part.model.network.state_dict()) for part in segmenter.halves["ct_slice"]]
+    assert len(set(weights)) == 2
+    for number in range(12):
+        picture = ct_slice(number)[0].tobytes()
+        chosen = segmenter.for_image(f"a-{number:03d}").final["ct_slice"].model
+        half = weights.index(slice_network.digest(chosen.network.state_dict()))
+        assert picture not in saw[1 + half]
+    assert segmenter.for_image("another").final["ct_slice"] is segmenter.final["ct_slice"]
+    served = infection.load(tmp_path / "infection", halves=False)
+    assert served.halves == {}
+
+
+@pytest.mark.parametrize("network", ["slices", "unet3d"])
+def test_volumes_by_either_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, network: str) -> None:
+    stand_in(monkeypatch)
+    rows = volume_rows(tmp_path, 10)
+    roles = {"v-000": "test", "v-001": "test"}
+    own = InfectionVolumes(
+        sets=["a"], network=network, slices=slices(sets=[], epochs=4), slices_per_volume=6,
+        spacing_mm=(8.0, 6.0, 6.0), patch=(16, 32, 32), width=4, epochs=7, lr=8e-3,
+    )  # fmt: skip
+    said = fit(rows, roles, Infection(ct_volume=own), tmp_path)["ct_volume"]
+    assert said["trained_on"]["images"] == 8
+    assert said["images"] == 2
+    assert said["ratio_error"]["images"] == 2
+    if network == "unet3d":  # what stands for Inf-Net here is too small to find lesions
+        assert said["figures"]["dice"]["value"] > 0.4
+    segmenter = infection.load(tmp_path / "infection")
+    assert segmenter.modalities == ("ct_volume",)
+    hu, _, lungs = ct_volume(20)
+    found = segmenter.predict_volume(hu, SPACING, lungs)
+    assert found is not None
+    assert found.shape == hu.shape
+    nothing = segmenter.predict_volume(hu, SPACING, np.zeros_like(lungs))
+    assert nothing is not None
+    assert not nothing.any()
+    bare = [{**row, "infection_mask": None} for row in rows[:2]]
+    table = ratios(bare, tmp_path)
+    assert set(table["infection_from"]) == {"network"}
+    assert table["ratio"].between(0.001 if network == "unet3d" else 0, 0.5).all()
+    names = [path.name for path in infection.files(tmp_path / "infection", "ct_volume")]
+    assert names == ["infection.json", "ct_volume.safetensors"]
+
+
+def test_the_same_bytes_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch)
+    rows = slice_rows(tmp_path, 12)
+    settings = Infection(ct_slice=slices(epochs=2))
+    fit(rows, {}, settings, tmp_path)
+    first = {path: path.read_bytes() for path in (tmp_path / "infection").iterdir()}
+    fit(rows, {}, settings, tmp_path)
+    assert first == {path: path.read_bytes() for path in (tmp_path / "infection").iterdir()}
+
+
+def test_faults_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch)
+    with pytest.raises(DataError, match=r"infection\.ct_slice\.sets has 3 patients with infection masks"):
+        fit(slice_rows(tmp_path, 3), {}, Infection(ct_slice=slices()), tmp_path)
+    with pytest.raises(TrainingError, match="run the stage `infection`"):
+        infection.load(tmp_path / "nowhere")
+    fit(slice_rows(tmp_path, 12), {}, Infection(ct_slice=slices(epochs=1)), tmp_path)
+    weights = tmp_path / "infection" / "ct_slice.safetensors"
+    weights.write_bytes(weights.read_bytes()[:200])
+    with pytest.raises(TrainingError, match="damaged"):
+        infection.load(tmp_path / "infection")
+    with pytest.raises(TrainingError, match=r"infection\.ct_slice\.lr"):
+        fit(slice_rows(tmp_path, 12), {}, Infection(ct_slice=slices(lr=1e30, epochs=3)), tmp_path)
+
+
+def test_a_failed_stage_leaves_the_last_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stand_in(monkeypatch)
+    rows = slice_rows(tmp_path, 12)
+    fit(rows, {}, Infection(ct_slice=slices(epochs=1)), tmp_path)
+    before = (tmp_path / "infection" / "ct_slice.safetensors").read_bytes()
+    cv2.imwrite(rows[0]["infection_mask"][0], np.zeros((9, 9), np.uint8))
+    with pytest.raises(DataError, match="image a-000"):
+        fit(rows, {}, Infection(ct_slice=slices(epochs=1)), tmp_path)
+    assert (tmp_path / "infection" / "ct_slice.safetensors").read_bytes() == before
+    assert not (tmp_path / ".infection.partial").exists()

@@ -127,6 +127,21 @@ def test_statistics_of_few_samples_and_dead_units_stay_finite() -> None:
         assert all(bool(torch.isfinite(v).all()) for v in found.values())
 
 
+def test_wide_embeddings_keep_the_same_distances_in_little_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    mixing = rng.normal(size=(6, 60))
+    train, tune = ((rng.normal(size=(n, 6)) @ mixing + rng.normal(size=(n, 60))).astype(np.float32) for n in (40, 30))
+    whole = embedding.statistics(train, tune)
+    monkeypatch.setattr(embedding, "WIDE", 50)
+    found = embedding.statistics(train, tune)
+    assert found.keys() == {"mean", "directions", "variances", "rest", "threshold"}
+    assert found["directions"].shape == (40, 60)
+    np.testing.assert_allclose(embedding.distance(tune, found), embedding.distance(tune, whole), rtol=1e-3)
+    assert float(found["threshold"]) == pytest.approx(float(whole["threshold"]), rel=1e-3)
+    for flat in (np.zeros((5, 60), np.float32), train[:1].repeat(5, 0)):
+        assert all(bool(torch.isfinite(v).all()) for v in embedding.statistics(flat, flat).values())
+
+
 def test_lung_area_range() -> None:
     pack, _ = toy.make_pack(6)
     low, high = embedding.lung_area_range(pack, np.arange(6)).tolist()

@@ -81,7 +81,7 @@ def test_damaged_statistics_are_said(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"embedding\.safetensors is missing or damaged"):
         abstention.load_statistics(tmp_path)
     save_file({"mean": torch.zeros(2)}, tmp_path / "embedding.safetensors")
-    with pytest.raises(TrainingError, match="lacks mean, precision or threshold"):
+    with pytest.raises(TrainingError, match="lacks the mean, the covariance or the threshold"):
         abstention.load_statistics(tmp_path)
 
 

@@ -33,7 +33,8 @@ REASONS = {
 
 
 def load_statistics(folder: Path) -> dict[str, Tensor]:
-    """``mean``, ``precision``, ``threshold`` and, where lungs are known, ``lung_area_range`` of one network.
+    """What :func:`chestflow.training.embedding.statistics` made of one network's training, and, where lungs are known,
+    ``lung_area_range``.
 
     Raises:
         TrainingError: the file is missing or damaged.
@@ -46,8 +47,9 @@ def load_statistics(folder: Path) -> dict[str, Tensor]:
         found = load_file(path)
     except (OSError, SafetensorError):
         raise TrainingError(f"{path.name} is missing or damaged: train the run again, or restore the folder") from None
-    if not {"mean", "precision", "threshold"} <= found.keys():
-        raise TrainingError(f"{path.name} lacks mean, precision or threshold: train the run again")
+    complete = {"mean", "threshold"} <= found.keys()
+    if not complete or not ("precision" in found or {"directions", "variances", "rest"} <= found.keys()):
+        raise TrainingError(f"{path.name} lacks the mean, the covariance or the threshold: train the run again")
     return found
 
 

@@ -12,33 +12,21 @@ from typing import Annotated, Any, Self
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from chestflow.config_sections import (
+from chestflow.config_base import Name, Section
+from chestflow.config_data import Clahe, Cohort, Data, Recipe, Split, Task, Validation
+from chestflow.config_evidence import Evaluate, Gates, Promote, Register
+from chestflow.config_runs import (
     MEMBER_SLOTS,
-    Clahe,
-    Cohort,
-    CxrLungs,
-    Data,
     DualEnsemble,
     Engine,
     Ensemble,
-    Evaluate,
-    Gates,
-    Infection,
     MeanEnsemble,
-    Name,
     Pretraining,
-    Promote,
-    Recipe,
-    Register,
     Run,
-    Section,
-    Segment,
-    Split,
-    Task,
     Tau,
     Tune,
-    Validation,
 )
+from chestflow.config_segmentation import CxrLungs, Infection, Segment
 from chestflow.data.manifest import LABELS, POSITIVE
 from chestflow.errors import ConfigError
 

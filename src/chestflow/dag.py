@@ -23,7 +23,7 @@ CODE_SLOTS = 12
 #: How many files of other stages a run may take over: a network's two, a pretraining's, a tuned tau's.
 USES_SLOTS = 4
 #: Not listed as stage deps: their values reach DVC as params, or they only shape messages and records, never an out.
-NOT_CODE = ("__init__.py", "config.py", "config_sections.py", "dag.py", "errors.py", "tracking/", "cli/")
+NOT_CODE = ("__init__.py", "config.py", "config_", "dag.py", "errors.py", "tracking/", "cli/")
 
 
 def _modules(tree: ast.AST) -> set[str]:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from chestflow.config import Infection, Segment
-from chestflow.config_sections import InfectionSlices, InfectionVolumes, PseudoLabels
+from chestflow.config_segmentation import InfectionSlices, InfectionVolumes, PseudoLabels
 from chestflow.errors import DataError, TrainingError
 from chestflow.files import read_json
 from chestflow.segmentation import infection, masks, pseudo_label, slice_network

@@ -19,7 +19,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from chestflow.config_sections import Pretraining
+from chestflow.config_runs import Pretraining
 from chestflow.errors import ConfigError, DataError
 from chestflow.files import read_json, write_json, write_parquet
 from chestflow.nn.backbones import Backbone

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chestflow.config_sections import InfectionSlices, PseudoLabels
+from chestflow.config_segmentation import InfectionSlices, PseudoLabels
 from chestflow.segmentation import pseudo_label, slice_network
 from chestflow.segmentation.pseudo_label import Labelled, Loop, Slices, confidence, draw_rounds, pseudo_targets
 from tests.code.infection_cases import stand_in

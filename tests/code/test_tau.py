@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from chestflow.config_sections import Tau
+from chestflow.config_runs import Tau
 from chestflow.errors import ConfigError
 from chestflow.files import read_json
 from chestflow.training.run import train_run

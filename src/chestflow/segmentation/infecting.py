@@ -19,7 +19,7 @@ from chestflow.segmentation.reading import Item, Mask, lungs_of_volume
 from chestflow.segmentation.training_loop import pinned_threads
 
 if TYPE_CHECKING:
-    from chestflow.config_sections import Segment
+    from chestflow.config_segmentation import Segment
 
 VOLUME_READERS = 2  # whole volumes wait in memory for their turn
 

@@ -27,7 +27,7 @@ from chestflow.segmentation.pseudo_label import Labelled, Log, Loop, names_by_ro
 from chestflow.segmentation.reading import items_of
 
 if TYPE_CHECKING:
-    from chestflow.config_sections import Infection, Segment
+    from chestflow.config_segmentation import Infection, Segment
 
 
 def fit_infection(

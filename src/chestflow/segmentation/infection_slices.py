@@ -26,7 +26,7 @@ from chestflow.segmentation.training_loop import pinned_threads
 from chestflow.training import checkpoints
 
 if TYPE_CHECKING:
-    from chestflow.config_sections import InfectionSlices
+    from chestflow.config_segmentation import InfectionSlices
 
 Case = tuple[str, str, tuple[str, ...]]
 

@@ -26,7 +26,7 @@ from chestflow.segmentation.volume_network import Region, VolumeShape
 from chestflow.training import checkpoints
 
 if TYPE_CHECKING:
-    from chestflow.config_sections import InfectionVolumes, Segment
+    from chestflow.config_segmentation import InfectionVolumes, Segment
 
 
 def read_slices(

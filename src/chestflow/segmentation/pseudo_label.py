@@ -27,7 +27,7 @@ from chestflow.segmentation.training_loop import Course, State
 from chestflow.training import checkpoints
 
 if TYPE_CHECKING:
-    from chestflow.config_sections import InfectionSlices
+    from chestflow.config_segmentation import InfectionSlices
 
 BINS = 10  # of the confidence histogram, over [0.5, 1]
 Log = Callable[[str, dict[str, float], int], None]

@@ -16,7 +16,7 @@ from chestflow.errors import naming_image
 from chestflow.segmentation.masks import BOXES, from_boxes
 
 if TYPE_CHECKING:
-    from chestflow.config_sections import Segment
+    from chestflow.config_segmentation import Segment
 
 Mask = NDArray[np.bool_]
 

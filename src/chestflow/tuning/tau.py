@@ -17,7 +17,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from chestflow.config_sections import PAPER_TAU
+from chestflow.config_runs import PAPER_TAU
 from chestflow.errors import ConfigError
 from chestflow.evaluation.calibration import probabilities
 from chestflow.evaluation.intervals import cluster_weights

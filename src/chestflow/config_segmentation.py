@@ -23,7 +23,8 @@ class Segment(Section):
     ct_closing_mm: float = Field(8.0, ge=0)  # ours
     ct_convex_wall: bool = True  # ours: dense lesions at the chest wall count as lung
     ct_prefer_source: bool = False  # ours: take the source's lung masks on CT where it gives them
-    infection_prefer_source: bool = True  # ours: false takes the trained network's masks on CT, for all images alike
+    #: ours: modalities of which the trained network masks all images alike, those with source masks too
+    infection_by_network: list[Literal["ct_slice", "ct_volume"]] = []
     cxr_lungs: CxrLungs = CxrLungs()
 
 

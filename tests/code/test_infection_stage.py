@@ -93,7 +93,7 @@ def test_segment_takes_source_masks_first_and_the_network_second(trained: tuple[
 
 def test_the_network_may_mask_all_images_alike(trained: tuple[list[dict], Path, dict]) -> None:
     rows, root, _ = trained
-    found = ratios(rows, root, Segment(infection_prefer_source=False))
+    found = ratios(rows, root, Segment(infection_by_network=["ct_slice"]))
     assert set(found["infection_from"]) == {"network"}
 
 

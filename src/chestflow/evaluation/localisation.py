@@ -178,15 +178,17 @@ def localise_cases(
             raise DataError(f"attention maps of {run}, fold {fold}, do not fit its predictions: train it again")
         for image in part["image_id"]:
             about, boxed = known.loc[image], drawn.get(image) == "boxes"
-            if not (about["has_lung"] or about["has_infection"] or boxed):
+            # where a network says the infection lies is no truth to measure another network by
+            outlined = bool(about["has_infection"]) and drawn.get(image) != "network"
+            if not (about["has_lung"] or outlined or boxed):
                 continue
             bits = np.asarray(pack.masks[int(about["row"])])
-            if not (about["has_infection"] or boxed):
+            if not (outlined or boxed):
                 bits = bits & LUNG_BIT
             heat = np.asarray(heats[place[image]], np.float32)
             cut = settings.box_threshold if boxed else settings.attention_threshold
             found = localise(heat, bits, threshold=cut, has_lung=bool(about["has_lung"]), boxed=boxed)
-            truth = "boxes" if boxed else "outline" if about["has_infection"] else "none"
+            truth = "boxes" if boxed else "outline" if outlined else "none"
             rows.append({"fold": fold, "image_id": image, "truth": truth, **found})
     return pd.DataFrame(rows)
 

@@ -107,7 +107,7 @@ def segment(
 def _is_for_network(item: Item, infection: InfectionSegmenter | None, settings: Segment) -> bool:
     if infection is None or item.modality not in infection.modalities:
         return False
-    return not (item.infection_mask and settings.infection_prefer_source)
+    return not item.infection_mask or item.modality in settings.infection_by_network
 
 
 def _segment_one(item: Item, settings: Segment, folder: Path) -> dict[str, Any]:

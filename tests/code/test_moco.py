@@ -292,7 +292,12 @@ def test_killed_it_goes_on_and_writes_the_same_bytes(tmp_path: Path, capsys: pyt
     for root in (whole, broken):
         write_outs(root, ONE)
     made = params({"epochs": 3})
-    pretraining.pretrain(made, "small", whole, whole / ".checkpoints")
+    heard: list[tuple[int, float]] = []
+    pretraining.pretrain(
+        made, "small", whole, whole / ".checkpoints", lambda values, epoch: heard.append((epoch, values["train/loss"]))
+    )
+    assert [epoch for epoch, _ in heard] == [1, 2, 3]
+    assert all(loss > 0 for _, loss in heard)
     killed = subprocess.run([sys.executable, "-c", KILLED, str(broken)], capture_output=True, check=False)
     assert killed.returncode == -signal.SIGKILL
     assert not (broken / "pretrain").exists()

@@ -11,8 +11,10 @@ from chestflow.evaluation.comparison import DELONG, MCNEMAR, PAIRED_T, compare
 from chestflow.evaluation.heatmap_grid import Grid, grids
 from chestflow.evaluation.paper_tests import paper_tests
 from chestflow.evaluation.report_data import Table, about_data
+from chestflow.evaluation.report_infection import infection
 from chestflow.evaluation.report_methods import about, picture, summary
 from chestflow.evaluation.report_shortcuts import shortcuts
+from chestflow.evaluation.report_taken import pretrainings, taus
 from chestflow.evaluation.reproduction import untrained
 from chestflow.evaluation.volume_maps import volume_grids
 from chestflow.files import atomic_path, read_json
@@ -104,6 +106,13 @@ def _grid(found: Grid) -> dict[str, Any]:
     return {"task": found.task, "runs": found.runs, "rows": rows, "note": found.note}
 
 
+def _drawn(part: dict[str, Any] | None) -> dict[str, Any] | None:
+    """A part of the page with its pictures as data addresses; None where there is no such part."""
+    if part is None:
+        return None
+    return {**part, "plots": [picture(content, caption) for content, caption in part["plots"]]}
+
+
 def page(params: Params, out: Path) -> str:
     """The page's HTML."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -122,6 +131,9 @@ def page(params: Params, out: Path) -> str:
         "phantom": not {source for e in found.values() for source in e["counts"]["sources"]}.isdisjoint(PHANTOMS),
         "summary": summary(found),
         "shortcuts": shortcuts(found),
+        "infection": _drawn(infection(out)),
+        "taus": _drawn(taus(params, out)),
+        "pretrainings": _drawn(pretrainings(params, out)),
         "runs": [about(name, params, out) for name in names],
         "grids": [_grid(found) for found in [*grids(params, out), *volume_grids(params, out)]],
         "comparison": _comparison(names, params, out),

@@ -124,14 +124,14 @@ def evidence(measured: Sequence[Measured]) -> dict[str, Any]:
     by_patient = cases.groupby("patient")[list(METRICS)].mean().sort_index()
     by_set = cases.groupby(["source", "patient"])["dice"].mean().groupby("source").agg(["mean", "min", "count"])
     known = [one for one in measured if not math.isnan(one.true_ratio) and not math.isnan(one.found_ratio)]
-    figures: dict[str, Any] = {}
-    if len(by_patient):
-        drawn = summarise(by_patient, list(by_patient.index), resamples=RESAMPLES, rng=np.random.default_rng(0))
-        figures = {name: asdict(value) for name, value in drawn.items()}
     return {
         "images": len(infected),
         "patients": len(by_patient),
-        "figures": figures,
+        "figures": _figures(cases),
+        "by_set": {
+            str(source): {"images": len(rows), "patients": rows["patient"].nunique(), "figures": _figures(rows)}
+            for source, rows in cases.groupby("source")
+        },
         "dice_by_set": by_set.rename(columns={"count": "patients"}).to_dict("index"),
         "dice_by_patient": by_patient["dice"].to_dict(),
         "healthy": {
@@ -141,3 +141,12 @@ def evidence(measured: Sequence[Measured]) -> dict[str, Any]:
         },
         "ratio_error": ratio_error([one.true_ratio for one in known], [one.found_ratio for one in known]),
     }
+
+
+def _figures(cases: pd.DataFrame) -> dict[str, Any]:
+    """Each metric's mean over the patients' means, with a bootstrap interval; nothing without cases."""
+    if cases.empty:
+        return {}
+    by_patient = cases.groupby("patient")[list(METRICS)].mean().sort_index()
+    drawn = summarise(by_patient, list(by_patient.index), resamples=RESAMPLES, rng=np.random.default_rng(0))
+    return {name: asdict(value) for name, value in drawn.items()}

@@ -57,7 +57,7 @@ def fit_infection(
         threads: CPU threads of the trainings, pinned.
         workers: processes that read; None takes one per core.
         checkpoint_root: where interrupted trainings are kept; None keeps nothing.
-        log: takes (what, figures, step), for a tracker.
+        log: takes (what, figures, step), for a tracker; what begins with the modality and the network's name.
 
     Raises:
         DataError: an image or mask cannot be read (named by image_id), or too few images have masks.
@@ -70,12 +70,13 @@ def fit_infection(
     judged = judged_groups(splits, groups)
     try:
         whole, said = InfectionSegmenter(), {}
-        common: dict[str, Any] = {
-            "seed": seed, "threads": threads, "workers": workers, "checkpoint_root": checkpoint_root, "log": log,
-        }  # fmt: skip
         for modality, own in (("ct_slice", settings.ct_slice), ("ct_volume", settings.ct_volume)):
             if not own.sets:
                 continue
+            common: dict[str, Any] = {
+                "seed": seed, "threads": threads, "workers": workers, "checkpoint_root": checkpoint_root,
+                "log": _named(log, modality),
+            }  # fmt: skip
             table = candidates(manifest, groups, modality, own.sets, "infection_mask", healthy=own.normal_as_empty)
             table = table.merge(manifest[["image_id", "lung_mask"]], on="image_id")
             what = f"infection masks on images of modality {modality}"
@@ -119,9 +120,20 @@ def _parts(chosen: Plan) -> list[tuple[NDArray[np.bool_], NDArray[np.bool_]]]:
     return [(~nobody, nobody), *[(part != half, part == half) for half in (0, 1)]]
 
 
+def _part(number: int) -> str:
+    """What the network of :func:`_parts` is called."""
+    return "final" if number == 0 else f"half-{number - 1}"
+
+
+def _named(log: Log | None, name: str) -> Log | None:
+    """The log with a name before each ``what``: which modality, which network."""
+    return None if log is None else lambda what, figures, step: log(f"{name}/{what}", figures, step)
+
+
 def _volumes(training: VolumeTraining, chosen: Plan) -> tuple[list[Segmenter], list[Measured]]:
-    networks, measured = [], []
-    for rows, held in _parts(chosen):
+    networks, measured, log = [], [], training.log
+    for number, (rows, held) in enumerate(_parts(chosen)):
+        training.log = _named(log, _part(number))
         networks.append(training.train(rows))
         measured += list(training.measure(networks[-1], held))
     return networks, measured
@@ -147,16 +159,16 @@ class _Slices:
         self.loops: list[Loop] = []
 
     def networks(self) -> list[Segmenter]:
-        networks, record = [], {}
+        networks, record, log = [], {}, self.training.log
         for number, (rows, held) in enumerate(_parts(self.chosen)):
             pool = self._pool(held)
+            self.training.log = _named(log, _part(number))
             loop, result, shapes = self.training.train(rows, pool)
             self.loops.append(loop)
             self.measured += self.training.measure(result.model, held)
             networks.append(Segmenter(result.model, self.settings.threshold))
             names = [case[0] for case in pool]
-            what = "final" if number == 0 else f"half-{number - 1}"
-            record[what] = {"rounds": result.rounds, "masks": names_by_round(names, result)}
+            record[_part(number)] = {"rounds": result.rounds, "masks": names_by_round(names, result)}
             if number == 0:
                 self._write(names, result, shapes)
         if self.settings.pseudo.sets:

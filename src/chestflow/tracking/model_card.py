@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from chestflow.evaluation.calibration import OperatingPoint
@@ -41,7 +42,13 @@ def _point(point: OperatingPoint) -> str:
     return f"{cut}, temperature {point.temperature:.4f}"
 
 
-def card(bundle: Bundle, found: dict[str, Any], refusals: dict[str, Any], tags: dict[str, str]) -> str:
+def card(
+    bundle: Bundle,
+    found: dict[str, Any],
+    refusals: dict[str, Any],
+    tags: dict[str, str],
+    uses: Mapping[str, str] | None = None,
+) -> str:
     """The card's text.
 
     Args:
@@ -49,6 +56,7 @@ def card(bundle: Bundle, found: dict[str, Any], refusals: dict[str, Any], tags: 
         found: its evaluation.
         refusals: from :func:`chestflow.serving.abstention.false_abstention`.
         tags: the version's tags: run_ids, data_md5, git_commit.
+        uses: what it takes over from other stages, title -> text, from :mod:`chestflow.tracking.taken`.
     """
     folds = sorted({member.fold for member in bundle.members})
     runs = sorted({member.run for member in bundle.members})
@@ -83,6 +91,7 @@ def card(bundle: Bundle, found: dict[str, Any], refusals: dict[str, Any], tags: 
     if bundle.shares:
         shares = ", ".join(f"{run} {share:.3f}" for run, share in bundle.shares.items())
         lines.append(f"| weights of the mean | {shares} |")
+    lines += [f"| {title} | {text} |" for title, text in (uses or {}).items()]
     lines += ["", f"## Test figures ({estimate})", "", "| figure | value (95% interval) |", "|---|---|"]
     figures = read.figures(found)
     lines += [f"| {title} | {_interval(figures[name])} |" for name, title in SHOWN.items() if name in figures]

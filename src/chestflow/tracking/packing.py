@@ -10,6 +10,7 @@ import pandas as pd
 from chestflow.data.phantom.layout import SETS
 from chestflow.files import read_json, read_parquet
 from chestflow.serving.bundle import Bundle, Member, averaged, calibrated, weighted
+from chestflow.tracking.provenance import infection_images
 
 if TYPE_CHECKING:
     from chestflow.config import Params
@@ -65,7 +66,8 @@ def describe(params: Params, name: str, out: Path) -> Bundle:
     mean = bool(weights) and parts[0][1] == "member"
     served = calibrated(point)
     recipes = {run: read_json(out / "train" / run / str(folds[0]) / "model.json")["recipe"] for run, _ in parts}
-    images = trained_on(params, parts[0][0], out)
+    marks = (bool(weights) and not mean) or _read_infection(out, [run for run, _ in parts], folds[0])
+    images = trained_on(params, parts[0][0], out, infection=marks)
     licences, commercial = _licences(images)
     return Bundle(
         name=name,
@@ -89,7 +91,7 @@ def describe(params: Params, name: str, out: Path) -> Bundle:
         recipes={run: recipe for run, recipe in recipes.items() if recipe != first["recipe"]},
         shares=averaged(weights) if mean else {},
         uniform=calibrated(uniform) if uniform else None,
-        reads_infection=(bool(weights) and not mean) or _read_infection(out, [run for run, _ in parts], folds[0]),
+        reads_infection=marks,
     )
 
 
@@ -123,9 +125,10 @@ def _tune_value(parts: list[tuple[str, str]], fold: int, out: Path) -> float:
     return total
 
 
-def trained_on(params: Params, run: str, out: Path) -> pd.DataFrame:
+def trained_on(params: Params, run: str, out: Path, *, infection: bool = False) -> pd.DataFrame:
     """Manifest rows of every image that the model learned from: its train and tune roles, and what taught the lung
-    segmenter that an X-ray model carries. They come from the splits, not from what params.yaml says today."""
+    segmenter that an X-ray model carries, or with ``infection`` the segmenter of infection that a CT model carries.
+    They come from the splits, not from what params.yaml says today."""
     task = params.tasks[params.runs[run].task]
     splits, manifest = read_parquet(out / "splits.parquet"), read_parquet(out / "manifest.parquet")
     mine = splits[(splits["cohort"] == task.cohort) & splits["fold"].isin(params.folds)]
@@ -133,6 +136,9 @@ def trained_on(params: Params, run: str, out: Path) -> pd.DataFrame:
     if params.cohorts[task.cohort].modality == "cxr" and params.segment.cxr_lungs.sets:
         outlined = (manifest["modality"] == "cxr") & manifest["lung_mask"].notna()
         learned |= outlined & manifest["source"].isin(params.segment.cxr_lungs.sets)
+    if infection:
+        taught = infection_images(params, out, params.cohorts[task.cohort].modality)
+        learned |= manifest["image_id"].isin(taught["image_id"])
     return manifest[learned]
 
 

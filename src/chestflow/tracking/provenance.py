@@ -14,6 +14,7 @@ import yaml
 
 from chestflow.data.phantom.layout import SETS as PHANTOMS
 from chestflow.files import read_parquet, sha256_file
+from chestflow.tracking import taken
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,7 +61,12 @@ def is_phantom(params: Params, run: str) -> bool:
 
 
 def data_md5(params: Params, run: str, out: Path) -> str:
-    """DVC's md5 of each set of the run's cohort; for sets that DVC does not track, the manifest's sha256."""
+    """What stands for the data of the run's cohort; as :func:`md5_of` says."""
+    return md5_of(cohort_sets(params, run), out)
+
+
+def md5_of(sets: list[str], out: Path) -> str:
+    """DVC's md5 of each set; where DVC does not track one of them, the manifest's sha256."""
     found = {}
     for file in [Path("data.dvc"), *sorted(Path("data").glob("*.dvc"))]:
         if not file.exists():
@@ -71,7 +77,6 @@ def data_md5(params: Params, run: str, out: Path) -> str:
             continue
         for item in described.get("outs", []):
             found[Path(str(item.get("path", ""))).name] = str(item.get("md5", ""))
-    sets = cohort_sets(params, run)
     known = {name: found[name] for name in sets if found.get(name)}
     if len(known) < len(sets):
         manifest = out / "manifest.parquet"
@@ -101,21 +106,29 @@ def params_hash(sections: dict[str, Any]) -> str:
 def training_tags(params: Params, run: str, fold: int, out: Path) -> dict[str, str]:
     """The tags of one training run."""
     section = params.runs[run]
-    version = code_version()
     return {
-        "stage": os.environ.get("DVC_STAGE") or f"train@{run}-{fold}",
+        **common_tags(params, f"train@{run}-{fold}", cohort_sets(params, run), out),
         "run": run,
         "fold": str(fold),
         "method": section.method,
         "task": section.task,
         "cohort": params.tasks[section.task].cohort,
-        "profile": params.profile,
-        "phantom": "yes" if is_phantom(params, run) else "no",
-        "data_md5": data_md5(params, run, out),
         "params_hash": params_hash(training_sections(params, run, fold)),
+        **taken.tags(params, run, fold, out),
+        "mlflow.source.name": "stages/train.py",
+    }
+
+
+def common_tags(params: Params, stage: str, sets: list[str], out: Path) -> dict[str, str]:
+    """The tags that every stage's run has: which stage, data and code; ``stage`` is its name outside DVC."""
+    version = code_version()
+    return {
+        "stage": os.environ.get("DVC_STAGE") or stage,
+        "profile": params.profile,
+        "phantom": "no" if set(PHANTOMS).isdisjoint(sets) else "yes",
+        "data_md5": md5_of(sets, out),
         **version,
         # names that MLflow's own pages read
-        "mlflow.source.name": "stages/train.py",
         "mlflow.source.type": "LOCAL",
         "mlflow.source.git.commit": version["git_commit"],
         "mlflow.user": person(),
@@ -134,6 +147,7 @@ def training_parameters(params: Params, run: str, fold: int) -> dict[str, str]:
         "device": params.engine.device,
         "amp": params.engine.amp,
         **section.config,
+        **taken.names(params, run),
     }
     return {name: _short(value) for name, value in values.items()}
 
@@ -150,3 +164,40 @@ def images_of(params: Params, run: str, fold: int, out: Path) -> pd.DataFrame:
     manifest = read_parquet(out / "manifest.parquet")[["image_id", "patient_id", "source"]]
     joined = splits[["image_id", "role"]].merge(manifest, on="image_id", how="left")
     return joined.sort_values("image_id", ignore_index=True)[["image_id", "patient_id", "source", "role"]]
+
+
+def infection_images(params: Params, out: Path, modality: str | None = None) -> pd.DataFrame:
+    """Images that may have taught the segmenters of infection: those with masks and, where these count as empty,
+    healthy ones (role ``masks``), and those that may get pseudo labels (``unlabelled``).
+
+    Some of them are kept aside to be measured, and some barred from pseudo labels: a withdrawal rather finds one
+    too many.
+
+    Args:
+        params: the checked parameters.
+        out: the stages' outs.
+        modality: of one segmenter; None takes both.
+    """
+    import pandas as pd
+
+    from chestflow.segmentation.reading import with_paths
+
+    manifest = read_parquet(out / "manifest.parquet")
+    found = []
+    for kind, own in (("ct_slice", params.infection.ct_slice), ("ct_volume", params.infection.ct_volume)):
+        if not own.sets or modality not in (None, kind):
+            continue
+        here, given = manifest["modality"] == kind, with_paths(manifest["infection_mask"])
+        healthy = (manifest["label"] == "normal").fillna(False).astype(bool) & own.normal_as_empty
+        taught = here & manifest["source"].isin(own.sets) & (given | healthy)
+        found.append(with_role(manifest.loc[taught, "image_id"].tolist(), "masks", out))
+        if kind == "ct_slice":
+            pseudo = here & manifest["source"].isin(params.infection.ct_slice.pseudo.sets) & ~given & ~taught
+            found.append(with_role(manifest.loc[pseudo, "image_id"].tolist(), "unlabelled", out))
+    return pd.concat(found, ignore_index=True) if found else with_role([], "masks", out)
+
+
+def with_role(images: list[str], role: str, out: Path) -> pd.DataFrame:
+    """Images as :func:`images_of` lists them, all in one role."""
+    manifest = read_parquet(out / "manifest.parquet")[["image_id", "patient_id", "source"]]
+    return manifest[manifest["image_id"].isin(images)].assign(role=role).sort_values("image_id", ignore_index=True)

@@ -18,8 +18,8 @@ from chestflow.errors import ConfigError
 from chestflow.files import read_json, write_json
 from chestflow.serving import bundle as bundles
 from chestflow.tracking import evidence as read
-from chestflow.tracking import provenance, store
-from chestflow.tracking.attachments import attach_evaluation, attach_studies
+from chestflow.tracking import provenance, store, taken
+from chestflow.tracking.attachments import attach_evaluation, attach_infection, attach_studies, attach_taken
 from chestflow.tracking.lookup import CANDIDATE, Version, by_number, model_name, versions, versions_of_run
 from chestflow.tracking.packing import describe, parts_of, studies
 from chestflow.tracking.runs import ensure_run, experiment_name, log_metrics
@@ -86,6 +86,8 @@ def register(params: Params, name: str, out: Path = Path("out")) -> Registered:
     }
     shown_in = _evaluation_run(client, params, name, list(run_ids.values()), out)
     _attach(client, params, name, found, run_ids, shown_in, out)
+    if bundle.reads_infection:
+        attach_infection(client, shown_in, out, bundle.modality)
     with tempfile.TemporaryDirectory(prefix="chestflow-") as folder:
         place = Path(folder) / "bundle"
         bundles.write(
@@ -144,6 +146,8 @@ def _attach(
     for (run, fold), run_id in run_ids.items():
         if run == name and run_id != shown_in:
             log_metrics(client, run_id, read.fold_metrics(found, fold))
+        if run == name:
+            attach_taken(client, run_id, params, run, fold, out)
 
 
 def requirements() -> list[str]:
@@ -196,7 +200,11 @@ def _log(
             "content": content,
             "seal": bundles.seal(place),
         }
-        text = card(bundle, found, refusals, tags)
+        folds = sorted({member.fold for member in bundle.members})
+        uses = taken.card_lines(params, [run for run, _ in parts_of(params, name)], folds, out)
+        if bundle.reads_infection:
+            uses["infection where no mask is given"] = taken.infection_row(out, bundle.modality) or "unknown"
+        text = card(bundle, found, refusals, tags, uses)
         (place / "model_card.md").write_text(text)
         client.log_text(shown_in, text, "model_card.md")
         client.log_dict(shown_in, refusals, "abstention.json")

@@ -12,14 +12,14 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chestflow.errors import DataError, TrackingError
 from chestflow.files import read_json, write_json
-from chestflow.tracking import provenance, store
+from chestflow.tracking import provenance, store, taken
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,12 +110,19 @@ def _begin(client: MlflowClient, params: Params, run: str, fold: int, out: Path,
         run_id = str(client.create_run(experiment, tags=tags, run_name=f"{run}-fold{fold}").info.run_id)
         given = provenance.training_parameters(params, run, fold)
         client.log_batch(run_id, params=[Param(k, v) for k, v in given.items()])
-        _log_images(client, run_id, provenance.images_of(params, run, fold, out), tags)
+        log_images(client, run_id, provenance.images_of(params, run, fold, out), tags)
     return run_id
 
 
-def _log_images(client: MlflowClient, run_id: str, images: pd.DataFrame, tags: dict[str, str]) -> None:
-    """Record which images take which role: as MLflow's dataset input, and as a table for withdrawals."""
+def log_images(client: MlflowClient, run_id: str, images: pd.DataFrame, tags: dict[str, str]) -> None:
+    """Record which images take which role: as MLflow's dataset input, and as a table for withdrawals.
+
+    Args:
+        client: of the store.
+        run_id: whose.
+        images: image_id, patient_id, source and role.
+        tags: the run's; ``cohort``, ``fold`` and ``data_md5`` name the dataset.
+    """
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     text = images.to_csv(index=False, lineterminator="\n")
@@ -141,11 +148,36 @@ def training_run(
 ) -> Iterator[Run]:
     """Record one training: FINISHED at the block's end, FAILED on an exception, KILLED on SIGTERM or Ctrl-C.
 
-    An attempt that was cut off is resumed under its own run, not doubled; one whose parameters or data have changed
-    since is marked KILLED and a new run begins. The training itself writes the run's id to its run.json.
+    An attempt that was cut off is resumed under its own run, not doubled; one whose parameters, data or taken over
+    weights have changed since is marked KILLED and a new run begins. The training itself writes the run's id to its
+    run.json.
 
     Raises:
         TrackingError: the store cannot be used; before any training.
+    """
+    state = provenance.params_hash(
+        {
+            **provenance.training_sections(params, run, fold),
+            "data": provenance.data_md5(params, run, out),
+            "taken": taken.tags(params, run, fold, out),
+        }
+    )
+    with recorded(lambda client: _begin(client, params, run, fold, out), checkpoints, f"{run}-{fold}", state) as record:
+        yield record
+
+
+@contextmanager
+def recorded(begin: Callable[[MlflowClient], str], checkpoints: Path, name: str, state: str) -> Iterator[Run]:
+    """Record what goes on in the block as one run, which an interrupted earlier attempt may have begun.
+
+    Args:
+        begin: creates a run and returns its id.
+        checkpoints: ``mlflow/<name>.json`` under it names the run until it is finished.
+        name: of the stage's item.
+        state: a hash of what determines the result; an attempt with another one is not resumed.
+
+    Raises:
+        TrackingError: the store cannot be used.
     """
     from chestflow.training.termination import stop_on_sigterm
 
@@ -153,17 +185,14 @@ def training_run(
         yield _Silent()
         return
     client = store.connect()
-    marker = checkpoints / "mlflow" / f"{run}-{fold}.json"
-    state = provenance.params_hash(
-        {**provenance.training_sections(params, run, fold), "data": provenance.data_md5(params, run, out)}
-    )
+    marker = checkpoints / "mlflow" / f"{name}.json"
     earlier: dict[str, str] = read_json(marker) if marker.exists() else {}
     resumed = False
     if earlier and _exists(client, earlier["run_id"]):
         resumed = earlier["state"] == state
         if not resumed:
             _end(client, earlier["run_id"], "KILLED")
-    run_id = str(earlier["run_id"]) if resumed else _begin(client, params, run, fold, out)
+    run_id = str(earlier["run_id"]) if resumed else begin(client)
     if resumed:
         with store.clear_errors("resuming a run"):
             client.update_run(run_id, status="RUNNING")

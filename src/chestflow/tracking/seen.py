@@ -40,7 +40,8 @@ def _all_runs(client: MlflowClient) -> list[object]:
 
 
 def runs_that_saw(patient_id: str, out: Path = Path("out")) -> list[Saw]:
-    """The training runs whose cohort and fold hold a patient, by the tables that the runs keep.
+    """The training runs whose images hold a patient, by the tables that the runs keep; the stages ``infection`` and
+    ``pretrain`` among them, whose networks others take over.
 
     Runs with the same images are looked up once. A run whose table is gone counts by ``out/splits.parquet``.
 
@@ -70,7 +71,7 @@ def _roles(client: MlflowClient, run_id: str, tags: dict[str, str], patient_id: 
             table = pd.read_csv(client.download_artifacts(run_id, IMAGES, folder), dtype=str)
     except (MlflowException, OSError):
         splits = read_parquet(out / "splits.parquet")
-        mine = splits[(splits["cohort"] == tags["cohort"]) & (splits["fold"].astype(str) == tags["fold"])]
+        mine = splits[(splits["cohort"] == tags.get("cohort")) & (splits["fold"].astype(str) == tags["fold"])]
         manifest = read_parquet(out / "manifest.parquet")[["image_id", "patient_id"]]
         table = mine[["image_id", "role"]].merge(manifest, on="image_id")
     found = table.loc[table["patient_id"] == patient_id, "role"].unique()

@@ -7,6 +7,7 @@ MoCo keeps its last weights. (The contrastive loss is lowest at the start, while
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     from chestflow.data.packs import Pack
 
+#: Takes an epoch's figures and its number.
+Log = Callable[[dict[str, float], int], None]
 #: Roles of which a pretraining may see the pictures.
 SEEN = ("train", "unlabelled")
 
@@ -50,7 +53,9 @@ def allowed(params: Any, cohort: str, out: Path) -> list[str]:
     return found
 
 
-def pretrain(params: Any, name: str, out: Path = Path("out"), root: Path = Path(".checkpoints")) -> dict[str, Any]:
+def pretrain(
+    params: Any, name: str, out: Path = Path("out"), root: Path = Path(".checkpoints"), log: Log | None = None
+) -> dict[str, Any]:
     """Train ``pretraining.<name>`` and write ``weights.safetensors`` (a state dict of
     :class:`~chestflow.nn.backbones.Backbone`), ``history.csv`` and ``pretrain.json`` under ``out/pretrain/<name>``.
 
@@ -61,6 +66,7 @@ def pretrain(params: Any, name: str, out: Path = Path("out"), root: Path = Path(
         name: of the pretraining.
         out: the stages' outs.
         root: of what only an interrupted training needs.
+        log: takes each epoch's figures.
 
     Returns:
         What pretrain.json holds.
@@ -82,7 +88,7 @@ def pretrain(params: Any, name: str, out: Path = Path("out"), root: Path = Path(
     _require(name, section, pack)
     folder = checkpoints.place(root, _key(params, section, pack, images), f"pretrain-{name}", 0)
     with stop_on_sigterm():
-        backbone, epochs, engine = _fit(params, section, pack, images, folder)
+        backbone, epochs, engine = _fit(params, section, pack, images, folder, log)
     where = out / "pretrain" / name
     state: dict[str, Tensor] = {k: v.detach().cpu().contiguous().clone() for k, v in backbone.state_dict().items()}
     with atomic_path(where / WEIGHTS) as temporary:
@@ -129,14 +135,14 @@ def _key(params: Any, section: Any, pack: Pack, images: list[str]) -> str:
 
 
 def _fit(
-    params: Any, section: Any, pack: Pack, images: list[str], folder: Path
+    params: Any, section: Any, pack: Pack, images: list[str], folder: Path, log: Log | None
 ) -> tuple[nn.Module, list[dict[str, Any]], dict[str, Any]]:
     """The query encoder's backbone after the last epoch, the rows of history.csv, and where it ran."""
     import pandas as pd
     import torch
 
     from chestflow.nn.backbones import load_weights
-    from chestflow.training import distributed, moco
+    from chestflow.training import distributed, history, moco
     from chestflow.training.hardware import choose_device, make_reproducible, seed_of
     from chestflow.training.loader import Reader
     from chestflow.training.phases import apply_freezing
@@ -184,6 +190,8 @@ def _fit(
             state = {"network": network.state_dict(), "optimiser": optimiser.state_dict()}
             state |= {"schedule": schedule.state_dict(), "course": dict(vars(course))}
             checkpoints.save(folder, state, {"phase": phase.name, "epoch": course.epoch, "step": 0})
+            if log is not None:
+                log(history.metrics(row), course.epoch)
             progress.end(f"{phase.name} {course.epoch}/{phase.epochs}  loss {row['train_loss']:.4f}")
     finally:
         progress.close()

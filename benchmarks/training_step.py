@@ -32,8 +32,8 @@ import pandas as pd
 SIDES = {"ac_covidnet": 480, "darkcovidnet": 256, "covxnet": 256}
 #: What makes a network small, where its config has such a field.
 SMALL: dict[str, Any] = {"backbone": "resnet18", "scales": (64, 32), "pool_first": 2}
-#: Exceptions from it: MAG-SD's scales are maps of the backbone and not image sides.
-KEPT = {("mag_sd", "scales")}
+#: Exceptions from it: scales that are maps of the backbone and not image sides.
+KEPT = {("mag_sd", "scales"), ("bcnn", "scales")}
 VARIANTS = {
     "float32": (False, False),
     "float32, channels_last": (False, True),

@@ -81,7 +81,7 @@ def draw(evidence: dict[str, Any], folder: Path) -> list[Path]:
     for key in ("raw", "tuned"):
         made.append(folder / f"confusion_{key}.png")
         _confusion(evidence, key, made[-1])
-    if evidence["localisation"]["available"]:
+    if any(group["images"] for group in evidence["localisation"].get("by_ratio", [])):
         made.append(folder / "localisation.png")
         _localisation(evidence, made[-1])
     return made

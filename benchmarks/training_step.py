@@ -31,9 +31,9 @@ import pandas as pd
 #: Pixels a side in each method's paper; others take 224.
 SIDES = {"ac_covidnet": 480, "darkcovidnet": 256, "covxnet": 256}
 #: What makes a network small, where its config has such a field.
-SMALL: dict[str, Any] = {"backbone": "resnet18", "scales": (64, 32), "pool_first": 2}
-#: Exceptions from it: scales that are maps of the backbone and not image sides.
-KEPT = {("mag_sd", "scales"), ("bcnn", "scales")}
+SMALL: dict[str, Any] = {"backbone": "resnet18", "pool_first": 2}
+#: The same of one method alone: only CovXNet's scales are sides of images.
+SMALL_OF: dict[str, dict[str, Any]] = {"covxnet": {"scales": (64, 32)}}
 VARIANTS = {
     "float32": (False, False),
     "float32, channels_last": (False, True),
@@ -54,9 +54,9 @@ def settings(method: Any, small: bool, batch: int | None) -> dict[str, Any]:
     import dataclasses
 
     fields = {f.name for f in dataclasses.fields(method.config)}
-    values: dict[str, Any] = {"weights": None} if "weights" in fields else {}
+    values: dict[str, Any] = {"weights": None}
     if small:
-        values |= {k: v for k, v in SMALL.items() if k in fields and (method.name, k) not in KEPT}
+        values |= SMALL | SMALL_OF.get(method.name, {})
     if batch or small:
         values["batch_size"] = batch or 8
     return {k: v for k, v in values.items() if k in fields}

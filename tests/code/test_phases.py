@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import pandas as pd
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
@@ -15,7 +14,7 @@ from chestflow.methods.registry import InputSpec
 from chestflow.training.augmentation import random_affine
 from chestflow.training.monitors import MONITORS
 from chestflow.training.phases import Phase, drop
-from chestflow.training.samplers import class_balanced, uniform
+from chestflow.training.samplers import uniform
 
 
 def phase(**values: Any) -> Phase:
@@ -60,12 +59,6 @@ def test_a_wrong_monitor_is_refused_before_training(method: str) -> None:
 def test_impossible_augmentation_is_refused(values: dict[str, float]) -> None:
     with pytest.raises(ConfigError, match="augmentation"):
         random_affine(**values)
-
-
-def test_a_class_of_one_image_has_no_pair() -> None:
-    table = pd.DataFrame({"target": [0, 0, 0, 1]})
-    with pytest.raises(ConfigError, match="1 training image"):
-        list(class_balanced(2)(table, 4, torch.Generator()))
 
 
 def test_fewer_descriptors_than_clusters_are_refused() -> None:

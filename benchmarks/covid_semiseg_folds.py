@@ -44,7 +44,7 @@ def table_of(root: Path, limit: int | None, unlabelled: int | None, workers: int
 
 def run(asked: argparse.Namespace) -> dict[str, Any]:
     """Train and measure fold by fold."""
-    from chestflow.config_sections import InfectionSlices, PseudoLabels
+    from chestflow.config_segmentation import InfectionSlices, PseudoLabels
     from chestflow.data.assignment import folds, stream
     from chestflow.evaluation.segmentation_metrics import summarise
     from chestflow.segmentation.infection_slices import SliceTraining, unlabelled

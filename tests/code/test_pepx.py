@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from chestflow.nn.pepx import PEPX, he_init
+from chestflow.nn.pepx import PEPX, PepxStyle, he_init
 from chestflow.nn.pepx_encoder import PepxEncoder
 
 SMALL = {"widths": (4, 6, 8, 10), "depths": (3, 4, 6, 3), "encoded": 12}
@@ -45,7 +45,7 @@ def test_at_224_pixels_the_last_map_has_20776_values() -> None:
 
 
 def test_a_blocks_widths_follow_its_mode() -> None:
-    repo, covidnet = PEPX(8, 12, "repo"), PEPX(8, 12, "covidnet")
+    repo, covidnet = PEPX(8, 12), PEPX(8, 12, PepxStyle("covidnet"))
     assert [c.out_channels for c in repo.modules() if isinstance(c, nn.Conv2d)] == [12, 12, 12, 12, 12]
     assert [c.out_channels for c in covidnet.modules() if isinstance(c, nn.Conv2d)] == [4, 6, 6, 4, 12]
     x = torch.rand(2, 8, 9, 7)
@@ -61,8 +61,8 @@ def test_the_depthwise_convolution_is_linear_unless_asked_for() -> None:
     torch.manual_seed(0)
     x = torch.rand(2, 6, 8, 8)
     assert PEPX(6, 6).depthwise(x).min() < 0
-    assert PEPX(6, 6, dw_act=True).depthwise(x).min() >= 0
-    assert sum(isinstance(m, nn.BatchNorm2d) for m in PEPX(6, 6, norm="batch").modules()) == 5
+    assert PEPX(6, 6, PepxStyle(dw_act=True)).depthwise(x).min() >= 0
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in PEPX(6, 6, PepxStyle(norm="batch")).modules()) == 5
 
 
 def test_the_last_block_reaches_the_answer_through_the_gate_alone() -> None:
@@ -122,9 +122,9 @@ def test_what_cannot_work_is_refused() -> None:
     with pytest.raises(ValueError, match="made for"):
         PepxEncoder((64, 64), **SMALL)(torch.rand(1, 3, 96, 96))  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="mode"):
-        PEPX(4, 4, "wide")  # type: ignore[arg-type]
+        PepxStyle("wide")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="gain"):
-        PEPX(4, 4, gain=0.0)
+        PepxStyle(gain=0.0)
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
@@ -132,7 +132,7 @@ def test_the_gain_is_a_blocks_first_strength_and_outlives_he(norm: str) -> None:
     x = torch.rand(4, 6, 9, 9)
     means = {}
     for gain in (1.0, 0.1):
-        block = PEPX(6, 8, norm=norm, gain=gain)  # type: ignore[arg-type]
+        block = PEPX(6, 8, PepxStyle(norm=norm, gain=gain))  # type: ignore[arg-type]
         torch.manual_seed(0)
         he_init(block)
         means[gain] = float(block(x).mean().detach())

@@ -246,9 +246,9 @@ def test_centre_metrics_leave_the_sample_itself_out() -> None:
         ({"depths": [1, 4, 6, 3]}, "at least two blocks"),
         ({"temperature": 0.0}, "temperature"),
         ({"views": 2}, "augment: true"),
-        ({"lr": 0.0}, "lr above 0"),
+        ({"lr": 0.0}, "lr must be above 0"),
         ({"gate_inner": 0.0}, "gate_inner"),
-        ({"block_gain": 0.0}, "block_gain"),
+        ({"block_gain": 0.0}, "gain is 0"),
         ({"batch_size": 0}, "batch_size"),
         ({"gate_reading": "both"}, "choose one of"),
         ({"nonsense": 1}, "unknown"),
@@ -256,7 +256,7 @@ def test_centre_metrics_leave_the_sample_itself_out() -> None:
 )
 def test_wrong_settings_are_refused(values: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        registry.configure(METHOD, values)
+        METHOD.phases(registry.configure(METHOD, values))
 
 
 def test_inputs_that_cannot_work_are_refused_before_training() -> None:

@@ -194,7 +194,7 @@ def test_what_does_not_fit_is_refused():
 )  # fmt: skip
 def test_impossible_settings_are_refused(values):
     with pytest.raises(ConfigError):
-        registry.configure(METHOD, values)
+        METHOD.phases(registry.configure(METHOD, values))
 
 
 def test_stepped_schedule_takes_a_tenth_every_seven_epochs():

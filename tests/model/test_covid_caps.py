@@ -173,7 +173,7 @@ def test_what_does_not_fit_is_refused(values, spec, message):
 )
 def test_impossible_settings_are_refused(values):
     with pytest.raises(ConfigError):
-        config(**values)
+        METHOD.phases(config(**values))
 
 
 def test_small_image_at_use_is_refused():

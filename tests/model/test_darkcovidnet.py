@@ -152,4 +152,4 @@ def test_what_does_not_fit_is_refused(spec, message):
 )
 def test_impossible_settings_are_refused(values):
     with pytest.raises(ConfigError):
-        config(**values)
+        METHOD.phases(config(**values))

@@ -535,7 +535,7 @@ def test_training_the_infected_branch_needs_masks() -> None:
 )
 def test_wrong_settings_are_refused(values: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
-        registry.configure(METHOD, values)
+        METHOD.phases(registry.configure(METHOD, values))
 
 
 @pytest.mark.parametrize(

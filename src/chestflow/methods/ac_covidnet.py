@@ -21,10 +21,10 @@ from torch import Tensor, nn
 
 from chestflow.errors import ConfigError
 from chestflow.losses.contrastive import npairs, supcon
-from chestflow.methods.registry import InputSpec, Method, code, ours, paper
+from chestflow.methods.registry import InputSpec, Method, at_least_one, code, ours, paper
 from chestflow.nn.input import CxrInput
 from chestflow.nn.output import Output
-from chestflow.nn.pepx import he_init
+from chestflow.nn.pepx import PepxStyle, he_init
 from chestflow.nn.pepx_encoder import PepxEncoder
 from chestflow.training.augmentation import random_affine
 from chestflow.training.inference import Inferred
@@ -91,25 +91,25 @@ class AcCovidNetConfig:
     clip_norm: float | None = ours(None, "none stated")
 
     def __post_init__(self) -> None:
-        for name in ("encoded", "hidden", "projection_hidden", "projected", "batch_size", "accumulate", "epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        at_least_one(self, "encoded", "hidden", "projection_hidden", "projected")
         if len(self.widths) != len(self.depths) or min((*self.widths, *self.depths), default=0) < 1:
             raise ValueError(f"widths {self.widths} and depths {self.depths} need one number above 0 for each stage")
         if self.gates and min(self.depths[:-1], default=2) < 2:
             raise ValueError("a gate needs at least two blocks in its stage: raise depths, or set gates to false")
-        if self.classifier_epochs < 1 or self.lr <= 0 or self.weight_decay < 0:
-            raise ValueError("classifier_epochs must be at least 1, lr above 0, weight_decay 0 or more")
+        if self.lr <= 0 or self.weight_decay < 0:
+            raise ValueError("lr must be above 0, weight_decay 0 or more")
         if self.temperature <= 0 or (self.base_temperature is not None and self.base_temperature <= 0):
             raise ValueError("temperature and base_temperature must be above 0")
-        if self.block_gain <= 0:
-            raise ValueError(f"block_gain is {self.block_gain}; a block that begins at 0 never learns: use 0.1 to 1")
-        if not 0 < self.gate_inner <= 1 or not 0 <= self.flip <= 1 or not 0 <= self.scale < 1:
-            raise ValueError("gate_inner is a share above 0, flip a probability, scale a share below 1")
-        if not 0 <= self.brightness < 1:
-            raise ValueError(f"brightness is {self.brightness}; it must be a share below 1")
+        if not 0 < self.gate_inner <= 1:
+            raise ValueError(f"gate_inner is {self.gate_inner}; it is a share above 0")
         if self.contrastive and self.views == 2 and not self.augment:
             raise ValueError("two views of an image need augment: true, or they are the same picture")
+        _ = self.style
+
+    @property
+    def style(self) -> PepxStyle:
+        """Of the encoder's blocks."""
+        return PepxStyle(self.pepx, self.dw_act, self.norm, self.block_gain)  # type: ignore[arg-type]
 
 
 class AcCovidNet(nn.Module):
@@ -132,10 +132,7 @@ class AcCovidNet(nn.Module):
             reading=config.gate_reading,  # type: ignore[arg-type]
             final_gate=config.final_gate,  # type: ignore[arg-type]
             dense_last=config.dense_last,
-            mode=config.pepx,  # type: ignore[arg-type]
-            dw_act=config.dw_act,
-            norm=config.norm,  # type: ignore[arg-type]
-            gain=config.block_gain,
+            style=config.style,
         )
         last = nn.Linear(config.hidden, classes)
         self.classifier = nn.Sequential(nn.Linear(config.encoded, config.hidden), nn.ReLU(), last)

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from chestflow.methods.registry import InputSpec, Method, code, ours, paper
+from chestflow.methods.registry import InputSpec, Method, at_least_one, code, ours, paper
 from chestflow.nn.capsules import CapsuleLayer, lengths, margin_loss
 from chestflow.nn.input import CxrInput
 from chestflow.nn.output import Output
@@ -63,22 +63,11 @@ class CovidCapsConfig:
     )
 
     def __post_init__(self) -> None:
-        for name in (
-            "width",
-            "capsules",
-            "capsule_size",
-            "class_size",
-            "routings",
-            "pool_first",
-            "batch_size",
-            "epochs",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        at_least_one(self, "width", "capsules", "capsule_size", "class_size", "routings", "pool_first")
         if not 0 < self.norm_momentum <= 1:
             raise ValueError(f"norm_momentum is {self.norm_momentum}; it must be above 0 and at most 1")
-        if self.lr <= 0 or self.gain <= 0 or self.accumulate < 1:
-            raise ValueError("lr and gain must be above 0 and accumulate at least 1")
+        if self.lr <= 0 or self.gain <= 0:
+            raise ValueError("lr and gain must be above 0")
         if not 0 <= self.margin_absent < self.margin_present <= 1 or self.margin_down < 0:
             raise ValueError("margins must satisfy 0 <= margin_absent < margin_present <= 1, margin_down 0 or more")
 

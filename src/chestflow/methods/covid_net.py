@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from chestflow.methods.registry import InputSpec, Method, code, ours
 from chestflow.nn.input import CxrInput
 from chestflow.nn.output import Output
-from chestflow.nn.pepx import PEPX, he_init
+from chestflow.nn.pepx import PEPX, PepxStyle, he_init
 from chestflow.training.phases import Phase
 from chestflow.training.supervised import Supervised, classify, require_pictures
 
@@ -46,8 +46,12 @@ class CovidNetConfig(Supervised):
             raise ValueError("COVID-Net has four stages: widths, depths and inner need four entries each")
         if min(*self.widths, *self.depths, *self.hidden, self.stem) < 1:
             raise ValueError("stem, widths, depths and hidden must be at least 1")
-        if self.block_gain <= 0:
-            raise ValueError(f"block_gain is {self.block_gain}; a block that begins at 0 never learns")
+        _ = self.style
+
+    @property
+    def style(self) -> PepxStyle:
+        """Of all blocks."""
+        return PepxStyle(dw_act=True, gain=self.block_gain)
 
 
 class Stage(nn.Module):
@@ -58,16 +62,14 @@ class Stage(nn.Module):
         depth: number of blocks.
         inner: whether the second and later blocks see the shortcut besides the blocks before them.
         pool: halve the maps of the shortcut and of the first block, as all stages but the first do.
-        gain: of the blocks, see :class:`~chestflow.nn.pepx.PEPX`.
+        style: of the blocks.
     """
 
-    def __init__(self, in_channels: int, width: int, depth: int, inner: bool, pool: bool, gain: float) -> None:
+    def __init__(self, in_channels: int, width: int, depth: int, inner: bool, pool: bool, style: PepxStyle) -> None:
         super().__init__()
         self.inner, self.pool = inner, pool
         self.shortcut = nn.Conv2d(in_channels, width, 1)
-        self.blocks = nn.ModuleList(
-            PEPX(width if i else in_channels, width, dw_act=True, gain=gain) for i in range(depth)
-        )
+        self.blocks = nn.ModuleList(PEPX(width if i else in_channels, width, style) for i in range(depth))
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, in_channels, h, w) to the sum of shortcut and blocks, (B, width, h, w) or half of it."""
@@ -93,7 +95,7 @@ class CovidNet(nn.Module):
         planned = zip(pairwise((config.stem, *config.widths)), config.depths, config.inner, strict=True)
         self.stages = nn.Sequential(
             *(
-                Stage(a, b, depth, inner, pool=i > 0, gain=config.block_gain)
+                Stage(a, b, depth, inner, pool=i > 0, style=config.style)
                 for i, ((a, b), depth, inner) in enumerate(planned)
             )
         )

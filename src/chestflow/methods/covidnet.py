@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from chestflow.errors import ConfigError, TrainingError
-from chestflow.methods.registry import InputSpec, Method, ours, paper
+from chestflow.methods.registry import InputSpec, Method, at_least_one, ours, paper
 from chestflow.nn.backbones import CHANNELS, MIN_SIDE, Backbone, load_weights
 from chestflow.nn.context_gating import ContextGating
 from chestflow.nn.input import CxrInput
@@ -58,9 +58,7 @@ class CovidNetConfig(FineTuned):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("clusters", "hidden", "vlad_descriptors"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        at_least_one(self, "clusters", "hidden", "vlad_descriptors")
         if self.vlad_descriptors < self.clusters:
             raise ValueError(
                 f"clusters is {self.clusters} and vlad_descriptors {self.vlad_descriptors}: k-means needs a descriptor"

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chestflow.errors import ConfigError
-from chestflow.methods.registry import InputSpec, Method, code, ours, paper
+from chestflow.methods.registry import InputSpec, Method, at_least_one, code, ours, paper
 from chestflow.nn.dilated import Branch
 from chestflow.nn.input import CxrInput
 from chestflow.nn.output import Output
@@ -54,9 +54,7 @@ class CovXNetConfig:
     augment: bool = ours(False, "none in the code; true: mirror, 10 degrees, 5% shift, 10% size and brightness")
 
     def __post_init__(self) -> None:
-        for name in ("width", "hidden", "batch_size", "epochs", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        at_least_one(self, "width", "hidden")
         if not self.scales or len(set(self.scales)) < len(self.scales) or not set(self.scales) <= set(PUBLISHED):
             raise ValueError(f"scales are {self.scales}; choose among {', '.join(map(str, PUBLISHED))}, each once")
         if not 0 < self.norm_momentum <= 1:

@@ -58,13 +58,8 @@ class DarkCovidNetConfig:
     augment: bool = ours(True, "false turns all four off")
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.lr <= 0 or self.weight_decay < 0 or not all(0 <= b < 1 for b in self.betas):
             raise ValueError("lr must be above 0, weight_decay 0 or more, both betas in [0, 1)")
-        if not 0 <= self.flip <= 1 or not 0 <= self.scale < 1 or not 0 <= self.brightness < 1:
-            raise ValueError("flip is a probability; scale and brightness are shares below 1")
 
 
 class DarkCovidNet(nn.Module):

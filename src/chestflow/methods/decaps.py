@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chestflow.imaging.cam import min_max, upsample
-from chestflow.methods.registry import InputSpec, Method, code, ours
+from chestflow.methods.registry import InputSpec, Method, at_least_one, code, ours
 from chestflow.nn.backbones import PYRAMID_CHANNELS, Backbone, load_weights
 from chestflow.nn.capsules import lengths
 from chestflow.nn.detail_capsules import ClassCapsules, PrimaryCapsules, WindowCapsules, crop_to
@@ -70,9 +70,7 @@ class DecapsConfig:
     augment: bool = ours(True, "mirror, 10 degrees, 5% shift, 10% size and brightness")
 
     def __post_init__(self) -> None:
-        for name in ("width", "routings", "min_side", "batch_size", "epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        at_least_one(self, "width", "routings", "min_side")
         if min(self.capsules) < 1:
             raise ValueError(f"capsules is {self.capsules}; each must be at least 1")
         if not 0 <= self.crop < 1 or not 0 < self.drop <= 1:

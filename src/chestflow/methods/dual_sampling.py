@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from chestflow.errors import ConfigError
 from chestflow.losses.attention import attention_loss
-from chestflow.methods.registry import InputSpec, Method, ours, paper
+from chestflow.methods.registry import InputSpec, Method, at_least_one, ours, paper
 from chestflow.nn.cam_attention import CamHead
 from chestflow.nn.input import CtInput
 from chestflow.nn.output import Output
@@ -74,9 +74,7 @@ class DualSamplingConfig:
     augment: str = ours("none", "none stated", choices=("none", "flips"))
 
     def __post_init__(self) -> None:
-        for name in ("width", "lr_step", "batch_size", "accumulate", "epochs"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        at_least_one(self, "width", "lr_step")
         if self.alpha <= 0 or not 0 <= self.beta <= 1 or self.lam < 0 or self.lr <= 0 or self.weight_decay < 0:
             raise ValueError("alpha and lr must be above 0, beta in [0, 1], lam and weight_decay 0 or more")
         if self.window_width <= 0:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chestflow.methods.registry import InputSpec, Method, ours
+from chestflow.methods.registry import InputSpec, Method, at_least_one, ours
 from chestflow.nn.backbones import CHANNELS, MIN_SIDE, PYRAMID_CHANNELS, QUARTER, Backbone
 from chestflow.nn.input import CxrInput
 from chestflow.nn.output import Output
@@ -32,8 +32,7 @@ class FpnConfig(FineTuned):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.width < 1:
-            raise ValueError(f"width is {self.width}; it must be at least 1")
+        at_least_one(self, "width")
 
 
 class PyramidClassifier(nn.Module):

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from chestflow.errors import ConfigError
 from chestflow.losses import soft_distance
 from chestflow.losses.soft_distance import regularised_loss
-from chestflow.methods.registry import InputSpec, Method, code, ours, paper
+from chestflow.methods.registry import InputSpec, Method, at_least_one, code, ours, paper
 from chestflow.nn.attention_pooling import AttentionPooling
 from chestflow.nn.backbones import CHANNELS, Backbone, load_weights
 from chestflow.nn.input import CxrInput
@@ -94,9 +94,7 @@ class MagSdConfig:
     def __post_init__(self) -> None:
         if tuple(self.scales) not in SCALES:
             raise ValueError(f"scales are {self.scales}; choose (7), (7, 14) or (7, 14, 28)")
-        for name in ("maps", "batch_size", "epochs", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        at_least_one(self, "maps")
         for name in ("theta_box", "theta_dim", "crop", "theta", "gamma", "pad", "dim_value", "dim_rest"):
             value = getattr(self, name)
             low, high = value if isinstance(value, tuple) else (value, value)

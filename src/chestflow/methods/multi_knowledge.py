@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from torch import nn
 
 from chestflow.errors import ConfigError
-from chestflow.methods.registry import InputSpec, Method, code, ours, paper
+from chestflow.methods.registry import InputSpec, Method, at_least_one, code, ours, paper
 from chestflow.nn.backbones import CHANNELS, MIN_SIDE, Backbone, load_weights
 from chestflow.nn.input import CxrInput
 from chestflow.nn.knowledge_network import BRANCHES, Branch, MultiKnowledge, RegionSettings, UsedBranch
@@ -87,9 +87,7 @@ class MultiKnowledgeConfig:
 
     def __post_init__(self) -> None:
         check_rates(self)
-        for name in ("batch_size", "accumulate", "epochs", "min_side"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        at_least_one(self, "min_side")
         if self.fusion_epochs is not None and self.fusion_epochs < 1:
             raise ValueError(f"fusion_epochs is {self.fusion_epochs}; it must be at least 1, or null")
         if self.tau is not None and not 0 <= self.tau <= 1:

@@ -91,6 +91,17 @@ def ours(default: Any, where: str = "", *, paper: Any = None, choices: tuple[Any
     return _sourced(default, "ours", where, paper, choices)
 
 
+def at_least_one(config: Any, *fields: str) -> None:
+    """Refuse counts and sizes below 1; for a config's ``__post_init__``.
+
+    Raises:
+        ValueError: the first field below 1, with its value.
+    """
+    for name in fields:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} is {getattr(config, name)}; it must be at least 1")
+
+
 def names() -> list[str]:
     """Every method that can be imported, sorted."""
     import chestflow.methods

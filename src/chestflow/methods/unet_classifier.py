@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chestflow.methods.registry import InputSpec, Method, ours
+from chestflow.methods.registry import InputSpec, Method, at_least_one, ours
 from chestflow.nn.backbones import CHANNELS, MIN_SIDE, PYRAMID_CHANNELS, QUARTER, Backbone
 from chestflow.nn.input import CxrInput
 from chestflow.nn.output import Output
@@ -29,8 +29,7 @@ class UNetConfig(FineTuned):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.width < 1:
-            raise ValueError(f"width is {self.width}; it must be at least 1")
+        at_least_one(self, "width")
 
 
 def twice(in_channels: int, out_channels: int) -> nn.Sequential:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -37,39 +38,50 @@ def pointwise(inputs: int, outputs: int, norm: Norm = "none") -> nn.Sequential:
     return nn.Sequential(*layers, nn.ReLU())
 
 
-class PEPX(nn.Module):
-    """Two 1x1 convolutions, a depthwise 3x3, two 1x1 convolutions; (B, inputs, H, W) to (B, outputs, H, W).
+@dataclass(frozen=True)
+class PepxStyle:
+    """What all PEPX blocks of a network have in common.
 
-    Args:
+    Attributes:
         mode: widths of the four: ``repo`` has the output's width throughout (paper 000's code), ``covidnet`` half the
             input's, three quarters of it, half of it, and the output's (COVID-Net: project, expand, project, extend).
         dw_act: a ReLU after the depthwise convolution; paper 000's code has none there.
         norm: batch norm after each convolution; neither has it.
-        gain: of the last convolution when training begins, see :meth:`weaken`.
+        gain: of a block's last convolution when training begins, see :meth:`PEPX.weaken`.
+
+    Raises:
+        ValueError: an unknown mode, or a gain of 0 or less.
     """
 
-    def __init__(
-        self,
-        inputs: int,
-        outputs: int,
-        mode: Mode = "repo",
-        dw_act: bool = False,
-        norm: Norm = "none",
-        gain: float = 1.0,
-    ) -> None:
+    mode: Mode = "repo"
+    dw_act: bool = False
+    norm: Norm = "none"
+    gain: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.gain <= 0:
+            raise ValueError(f"gain is {self.gain}; a block that begins at 0 gets no gradient through its ReLU")
+        if self.mode not in ("repo", "covidnet"):
+            raise ValueError(f"mode is {self.mode!r}; choose repo or covidnet")
+
+
+PLAIN = PepxStyle()
+
+
+class PEPX(nn.Module):
+    """Two 1x1 convolutions, a depthwise 3x3, two 1x1 convolutions; (B, inputs, H, W) to (B, outputs, H, W)."""
+
+    def __init__(self, inputs: int, outputs: int, style: PepxStyle = PLAIN) -> None:
         super().__init__()
-        if gain <= 0:
-            raise ValueError(f"gain is {gain}; a block that begins at 0 gets no gradient through its ReLU")
-        self.gain = gain
-        if mode not in ("repo", "covidnet"):
-            raise ValueError(f"mode is {mode!r}; choose repo or covidnet")
+        self.gain = style.gain
+        mode, norm = style.mode, style.norm
         project, expand = (outputs, outputs) if mode == "repo" else (max(1, inputs // 2), max(1, 3 * inputs // 4))
         self.project = pointwise(inputs, project, norm)
         self.expand = pointwise(project, expand, norm)
         depthwise: list[nn.Module] = [nn.Conv2d(expand, expand, 3, padding=1, groups=expand)]
         if norm == "batch":
             depthwise.append(nn.BatchNorm2d(expand))
-        self.depthwise = nn.Sequential(*depthwise, *([nn.ReLU()] if dw_act else []))
+        self.depthwise = nn.Sequential(*depthwise, *([nn.ReLU()] if style.dw_act else []))
         self.reproject = pointwise(expand, project, norm)
         self.extend = pointwise(project, outputs, norm)
         self.weaken()
@@ -103,7 +115,7 @@ class PepxStage(nn.Module):
         gate: over the last block, with the mean of the blocks before it as the gating signal; None has none.
         dense_last: whether the last block sees the sum as the others do. In the code's last stage it sees the block
             before it alone: the sum is made and left unused.
-        mode, dw_act, norm, gain: of the blocks; ``norm`` of the shortcut too.
+        style: of the blocks; its ``norm`` is the shortcut's too.
     """
 
     def __init__(
@@ -112,18 +124,15 @@ class PepxStage(nn.Module):
         width: int,
         depth: int,
         *,
-        mode: Mode = "repo",
-        dw_act: bool = False,
-        norm: Norm = "none",
-        gain: float = 1.0,
+        style: PepxStyle = PLAIN,
         gate: AttentionGate | None = None,
         dense_last: bool = True,
     ) -> None:
         super().__init__()
         if depth < 1 or (gate is not None and depth < 2):
             raise ValueError(f"a stage of {depth} blocks has none before the last, which a gate needs")
-        self.shortcut = pointwise(inputs, width, norm)
-        blocks = [PEPX(inputs if i == 0 else width, width, mode, dw_act, norm, gain) for i in range(depth)]
+        self.shortcut = pointwise(inputs, width, style.norm)
+        blocks = [PEPX(inputs if i == 0 else width, width, style) for i in range(depth)]
         self.blocks = nn.ModuleList(blocks)
         self.gate = gate
         self.dense_last = dense_last

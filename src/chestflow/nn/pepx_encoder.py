@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from chestflow.nn.attention_gate import AttentionGate, Reading
-from chestflow.nn.pepx import Mode, Norm, PepxStage
+from chestflow.nn.pepx import PLAIN, PepxStage, PepxStyle
 
 FinalGate = Literal["repo", "residual"]
 
@@ -32,8 +32,7 @@ class PepxEncoder(nn.Module):
         reading: of the gates.
         final_gate: what the last gate weighs.
         dense_last: see :class:`~chestflow.nn.pepx.PepxStage`; for the last stage.
-        mode, dw_act, gain: of the PEPX blocks.
-        norm: ``batch`` adds batch norm after every convolution; the code has none.
+        style: of the PEPX blocks; its ``norm`` holds for every convolution.
 
     Raises:
         ValueError: an image side below 32, or settings that fit no network.
@@ -52,10 +51,7 @@ class PepxEncoder(nn.Module):
         reading: Reading = "multiply",
         final_gate: FinalGate = "repo",
         dense_last: bool = False,
-        mode: Mode = "repo",
-        dw_act: bool = False,
-        norm: Norm = "none",
-        gain: float = 1.0,
+        style: PepxStyle = PLAIN,
     ) -> None:
         super().__init__()
         if len(widths) != len(depths) or not widths:
@@ -73,7 +69,7 @@ class PepxEncoder(nn.Module):
         self.stem = nn.Sequential(
             nn.MaxPool2d(2), nn.Conv2d(in_channels, widths[0], 7, padding=3), nn.ReLU(), nn.MaxPool2d(2)
         )
-        if norm == "batch":
+        if style.norm == "batch":
             self.stem.insert(2, nn.BatchNorm2d(widths[0]))
         stages, inputs = [], widths[0]
         for place, (width, depth) in enumerate(zip(widths, depths, strict=True)):
@@ -83,10 +79,7 @@ class PepxEncoder(nn.Module):
                     inputs,
                     width,
                     depth,
-                    mode=mode,
-                    dw_act=dw_act,
-                    norm=norm,
-                    gain=gain,
+                    style=style,
                     gate=None if last else gate(width),
                     dense_last=dense_last or not last,
                 )

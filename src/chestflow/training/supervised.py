@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chestflow.errors import ConfigError
-from chestflow.methods.registry import InputSpec, ours
+from chestflow.methods.registry import InputSpec, at_least_one, ours
 from chestflow.nn.backbones import Backbone, load_weights
 from chestflow.training.augmentation import random_affine, random_subset
 from chestflow.training.optimisers import OPTIMISERS, SCHEDULES, check_rates, optimiser_of, schedule_of
@@ -54,12 +54,8 @@ class Supervised:
     augmentation: str = ours("affine", "the five above; subset: paper 001's Table 2", choices=("affine", "subset"))
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs", "oversample", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        at_least_one(self, "oversample")
         check_rates(self)
-        if not 0 <= self.flip <= 1 or not 0 <= self.scale < 1 or not 0 <= self.brightness < 1:
-            raise ValueError("flip is a probability; scale and brightness are shares below 1")
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,17 @@
 
 Layout, read from ``haydengunraj/COVIDNet-CT: dataset_construction/cncb.py`` and docs/dataset.md, in the set's folder:
 ``NCP/``, ``CP/`` and ``Normal/`` with ``<patient>/<scan>/<slice>.png`` or ``.jpg``; ``unzip_filenames.csv``
-(zip_file, patient_id, scan_id, n_slice, label); ``lesions_slices.csv``, a line per slice with a lesion
-(``NCP/328/1805/0031.png``); and ``ct_lesion_seg/image/<patient>/<slice>.jpg`` with
-``ct_lesion_seg/mask/<patient>/<slice>.png`` (1 lung, 2 ground glass, 3 consolidation; read from public loaders of
-it): 750 slices of 150 patients, which nobody links to the scans.
+(zip_file, label, patient_id, scan_id, n_slice; read from a copy of it); ``lesions_slices.csv``, a line per slice with a
+lesion (``CP/1434/3937/0034.png``); and ``ct_lesion_seg/image/<scan>/<slice>.jpg`` with
+``ct_lesion_seg/mask/<scan>/<slice>.png`` (1 lung, 2 ground glass, 3 consolidation; read from the archive's README as
+others quote it): 750 slices of 150 patients, a scan of each, counted from 0 and not linked to the scans above.
 
 What is lost: Hounsfield units (slices were stored as pictures of a window that nobody states; that of paper 004, level
 -600 and width 1500, is assumed and undone), spacing, and the direction in which slices are numbered (from the head down
-is assumed). Users of the set report damaged, missing and disordered slices: a gap in the numbers, or fewer slices than
-the list counts, is a reject. Patients' numbers count over all classes. CP is viral, bacterial and other pneumonia.
+is assumed). Slices are commonly said to be damaged, missing or out of order, which was not checked here: a gap in the
+numbers, or fewer slices than the list counts, is a reject. Patients' numbers are taken to count over all classes, as
+in the part of the list that was seen. CP is common pneumonia, of which the set does not tell the cause. COVIDNet-CT
+lists the licence as CC BY 3.0 CN.
 """
 
 from __future__ import annotations

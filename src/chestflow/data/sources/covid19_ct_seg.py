@@ -2,13 +2,15 @@
 
 Layout, read from ``haydengunraj/COVIDNet-CT: dataset_construction/radiopaedia_coronacases.py`` and other loaders of it:
 ``COVID-19-CT-Seg_20cases/``, ``Lung_Mask/`` (1 left, 2 right), ``Infection_Mask/`` and ``Lung_and_Infection_Mask/``
-(1, 2 and 3 infection), with a file of one name in each; the mirror on Kaggle has ``ct_scans/``, ``lung_mask/``,
+(1 left, 2 right, 3 infection), with a file of one name in each; the mirror on Kaggle has ``ct_scans/``, ``lung_mask/``,
 ``infection_mask/``, ``lung_and_infection_mask/`` and longer names of the volumes.
 
 The ten volumes of Radiopaedia are not in Hounsfield units: as the authors' benchmark says
 (``JunMa11/COVID-19-CT-Seg-Benchmark: README.md``), they were cut to [-1250, 250] and scaled to 0 to 255. The window is
-undone; validation warns. All patients have COVID-19: volumes are unlabelled here and serve their masks
-(``masks_only``), since as a class they would be told by their set. COVID-SemiSeg's 1600 slices are of the same volumes.
+undone; validation warns. ``neuro-ml/COVID-19-Triage: scripts/prepare_medseg.py`` flips these ten after it has applied
+their affines, so their orientation may be wrong, which was not checked here. A case of Radiopaedia is taken for a
+patient. All patients have COVID-19: volumes are unlabelled here and serve their masks (``masks_only``), since as a
+class they would be told by their set. COVID-SemiSeg's 1600 slices are of volumes of the same names.
 """
 
 from __future__ import annotations

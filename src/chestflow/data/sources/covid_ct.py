@@ -1,9 +1,10 @@
 """COVID-CT (UCSD): CT slices cut from papers and web pages, COVID-19 and not, with the authors' train, val and test.
 
-Layout, read from the repository's README and ``baseline methods/DenseNet169/DenseNet_predict.py``, and from its files:
-``Images-processed/CT_COVID/`` and ``CT_NonCOVID/`` (the two archives unpacked), ``Data-split/COVID/trainCT_COVID.txt``,
-``valCT_COVID.txt``, ``testCT_COVID.txt`` and the same for ``NonCOVID``, ``COVID-CT-MetaInfo`` (File name, Patient ID,
-Age, Gender; .xlsx or .csv) and ``NonCOVID-CT-MetaInfo`` (image name, patient id).
+Layout, read from the repository's README (in a fork) and ``baseline methods/DenseNet169/DenseNet_predict.py``, and from
+its files: ``Images-processed/CT_COVID/`` and ``CT_NonCOVID/`` (the two archives unpacked),
+``Data-split/COVID/trainCT_COVID.txt``, ``valCT_COVID.txt``, ``testCT_COVID.txt`` and the same for ``NonCOVID``,
+``COVID-CT-MetaInfo`` (File name, Patient ID, Age, Gender; .xlsx or .csv) and ``NonCOVID-CT-MetaInfo`` (image name,
+patient id).
 
 Traps: lists and sheets write ``%`` where the files have ``_``; JPEG data lie in files named ``.png`` (the format is
 told by content); only COVID-19 slices are RGBA, so that the stored colour mode tells the class (slices become grey

@@ -7,8 +7,8 @@ the binary mask, in all 50 slices to the pixel. Edges are derived from the masks
 
 No slice has a label here: all are of patients with COVID-19, so that as a class they would be told by their set. They
 take the roles ``masks_only`` and ``unlabelled``. The 1600 are named after their volume, of the two collections that
-covid19_ct_seg also takes its volumes from, and patients are named alike there. Nobody names patients of the 50; as the
-authors say they are of medicalsegmentation's 100 slices, cropped, which a perceptual hash does not always show.
+covid19_ct_seg also takes its volumes from, and patients are named alike there. The set names no patients of the 50; as
+the authors say they are of medicalsegmentation's 100 slices, cropped, which a perceptual hash does not always show.
 """
 
 from __future__ import annotations

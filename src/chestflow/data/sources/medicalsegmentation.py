@@ -1,14 +1,16 @@
 """MedSeg's COVID-19 CT segmentation (medicalsegmentation.com): 100 slices of over 40 patients, and 9 whole volumes.
 
 Layout, read from loaders of both: ``tr_im.nii.gz`` with ``tr_mask.nii.gz`` (512 x 512 x 100, a slice a patient or
-several; ``eisenai`` MedSegCovid19), ``val_im.nii.gz`` (10 more without masks), ``rp_im/``, ``rp_msk/`` and
-``rp_lung_msk/`` with ``1.nii.gz`` to ``9.nii.gz`` (``neuro-ml/amid`` Medseg9). Masks hold 1 ground glass,
-2 consolidation and 3 pleural effusion; effusion is no infection of the lung and is left out.
+several; Eisen's MedSegCovid19), ``val_im.nii.gz`` (10 more without masks), ``rp_im/``, ``rp_msk/`` and
+``rp_lung_msk/`` with ``1.nii.gz`` to ``9.nii.gz`` (``neuro-ml/amid: amid/medseg9.py``). Masks of the slices hold
+1 ground glass, 2 consolidation and 3 pleural effusion, those of the volumes 1 and 2 (as amid has it); effusion is no
+infection of the lung and is left out.
 
-The 100 slices were JPEG pictures of the Italian society of radiology, whose grey values the authors calibrated by air
-and fat, so their Hounsfield units are approximate; they are read as pictures, slice by slice (``@slice=K``). Neighbours
-in the stack may be of one patient, and nobody says which. The 9 volumes are Radiopaedia's, in Hounsfield units, and may
-be of patients of covid19_ct_seg. All have COVID-19: images are unlabelled here and serve their masks (``masks_only``).
+The 100 slices were JPEG pictures of the Italian society of radiology (SIRM), whose grey values the authors calibrated
+by air and fat, so their Hounsfield units are approximate; they are read as pictures, slice by slice (``@slice=K``).
+Several may be of one patient: the authors offer a table of slices and SIRM's cases, whose form is not known here and
+which is not read. The 9 volumes are Radiopaedia's and may be of patients of covid19_ct_seg; that their values are
+Hounsfield units is assumed. All have COVID-19: images are unlabelled here and serve their masks (``masks_only``).
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
 """MosMedData COVID19_1110: 1110 chest CT studies of Moscow as NIfTI, by severity, 50 of them with infection masks.
 
-Layout, read from ``haydengunraj/COVIDNet-CT: dataset_construction/mosmed.py`` and from loaders of the registry, in
-the set's folder or below ``COVID19_1110/``: ``studies/CT-0/study_0001.nii.gz`` to ``CT-4``,
+Layout, read from the set's README_EN.md and registry (in a copy on GitHub) and from public code for it, in the set's
+folder or below ``COVID19_1110/``: ``studies/CT-0/study_0001.nii.gz`` to ``CT-4``,
 ``masks/study_0255_mask.nii.gz`` and ``dataset_registry.xlsx`` (study_id, category, study_file, mask_file; a .csv of
 it serves as well).
 
 CT-0 is without signs of viral pneumonia and counts as normal; CT-1 to CT-4 (below 25 % to above 75 % of the lungs) are
-COVID-19 by their findings on CT, not by a test of each patient. A study is a patient. Every tenth slice or so was kept,
-8 mm apart. All studies are of one city, and classes differ in severity alone.
+COVID-19 by their findings on CT, not by a test of each patient. A study is a patient. Only every tenth slice was kept.
+All studies are of one city, and classes differ in severity alone.
 """
 
 from __future__ import annotations

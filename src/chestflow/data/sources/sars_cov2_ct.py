@@ -1,9 +1,10 @@
 """SARS-CoV-2 CT-scan dataset (Sao Paulo): CT slices as PNG, of patients with COVID-19 and of others.
 
-Layout, read from notebooks of ``plameneduardo/sarscov2-ctscan-dataset`` (``non-COVID/Non-Covid (100).png``):
-``COVID/`` and ``non-COVID/``. The authors count 120 patients and say of no slice whose it is, so slices of one patient
-stand on both sides of any split of it: near-identical ones are found by their picture, others are not, and figures on
-the set are too good. The other class holds patients with further lung diseases.
+Layout, read from public code for ``plameneduardo/sarscov2-ctscan-dataset``: ``COVID/Covid (1).png`` and on,
+``non-COVID/Non-Covid (1).png`` and on. Users of it cite the authors with 60 patients of each class; names are plain
+numbers, which say of no slice whose it is, so slices of one patient stand on both sides of any split of it:
+near-identical ones are found by their picture, others are not, and figures on the set are too good. The other class
+holds patients with further lung diseases.
 """
 
 from __future__ import annotations

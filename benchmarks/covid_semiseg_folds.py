@@ -46,7 +46,7 @@ def run(asked: argparse.Namespace) -> dict[str, Any]:
     """Train and measure fold by fold."""
     from chestflow.config_segmentation import InfectionSlices, PseudoLabels
     from chestflow.data.assignment import folds, stream
-    from chestflow.evaluation.segmentation_metrics import summarise
+    from chestflow.data.references import LESIONS
     from chestflow.segmentation.infection_slices import SliceTraining, unlabelled
     from chestflow.segmentation.planning import Plan, candidates
 
@@ -58,7 +58,7 @@ def run(asked: argparse.Namespace) -> dict[str, Any]:
     settings = InfectionSlices(
         sets=own, backbone=asked.backbone, weights=asked.weights, channel=asked.channel, size=asked.size,
         scales=asked.scales, epochs=asked.epochs, lr=asked.lr, batch_size=asked.batch, schedule=asked.schedule,
-        weighting=asked.weighting, pseudo=pseudo,
+        weighting=asked.weighting, pseudo=pseudo, kinds=asked.kinds, score_norm=not asked.no_score_norm,
     )  # fmt: skip
     manifest, groups = table_of(asked.root, asked.limit, asked.unlabelled, asked.workers)
     table = candidates(manifest, groups, "ct_slice", own, "infection_mask")
@@ -66,6 +66,7 @@ def run(asked: argparse.Namespace) -> dict[str, Any]:
     names = table["group_id"].to_numpy(object)
     fold_of = folds(np.full(len(table), "covid19", object), names, asked.folds, stream(asked.seed, "covid_semiseg"))
     rows: list[dict[str, Any]] = []
+    told: list[dict[str, Any]] = []
     for fold in range(asked.folds):
         began = time.perf_counter()
         held = fold_of == fold
@@ -76,25 +77,39 @@ def run(asked: argparse.Namespace) -> dict[str, Any]:
         barred = set(table.loc[held, "group_id"])
         pool = unlabelled(manifest, groups, settings, barred) if asked.pseudo else []
         loop, result, _ = training.train(~held, pool)
-        rows += [{"fold": fold, "slice": one.image_id, **one.metrics} for one in training.measure(result.model, held)]
+        found = training.measure(result.model, held)
+        rows += [{"fold": fold, "slice": one.image_id, **one.metrics} for one in found]
+        told += [
+            {"fold": fold, "slice": one.image_id, "kind": LESIONS[kind], **metrics}
+            for one in found
+            for kind, metrics in one.kinds.items()
+        ]
         loop.done()
         seconds = time.perf_counter() - began
         mine = pd.DataFrame([row for row in rows if row["fold"] == fold])
         text = " ".join(f"{name} {mine[name].mean():.3f}" for name in SHOWN)
         print(f"fold {fold}: {len(mine)} slices, {text}, {seconds:.0f} s", file=sys.stderr, flush=True)
     cases = pd.DataFrame(rows)
-    groups_of = cases["slice"].map(table.set_index("image_id")["group_id"])
-    whole = summarise(cases, list(groups_of), rng=np.random.default_rng(0))
     by_fold = cases.groupby("fold")[list(SHOWN)].mean()
     return {
         "settings": settings.model_dump(),
         "slices": len(cases),
-        "groups": int(groups_of.nunique()),
+        "groups": int(table["group_id"].nunique()),
         "unlabelled": len(pool),
         "folds": {str(fold): {name: _plain(row[name]) for name in SHOWN} for fold, row in by_fold.iterrows()},
-        "all": {name: [_plain(whole[name].value), _plain(whole[name].lo), _plain(whole[name].hi)] for name in SHOWN},
+        "all": _over(cases, table),
+        "kinds": {kind: _over(part, table) for kind, part in pd.DataFrame(told).groupby("kind")} if told else {},
         "note": "grouped by picture only: the set names no patients",
     }
+
+
+def _over(cases: pd.DataFrame, table: pd.DataFrame) -> dict[str, list[float | None]]:
+    """Each metric over slices, with an interval by group."""
+    from chestflow.evaluation.segmentation_metrics import summarise
+
+    groups = cases["slice"].map(table.set_index("image_id")["group_id"])
+    whole = summarise(cases, list(groups), rng=np.random.default_rng(0))
+    return {name: [_plain(whole[name].value), _plain(whole[name].lo), _plain(whole[name].hi)] for name in SHOWN}
 
 
 def _plain(value: float | None) -> float | None:
@@ -118,6 +133,8 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=100)
     parser.add_argument("--round-epochs", type=int, default=9)
     parser.add_argument("--final", choices=("paper", "pretrain_finetune"), default="paper")
+    parser.add_argument("--kinds", action="store_true", help="with the second head: ground glass, consolidation")
+    parser.add_argument("--no-score-norm", action="store_true", help="without the batch norm behind each map")
     parser.add_argument("--soft", action="store_true", help="soft pseudo labels")
     parser.add_argument("--folds", type=int, default=5)
     parser.add_argument("--seed", type=int, default=1)

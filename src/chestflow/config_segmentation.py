@@ -49,6 +49,9 @@ class InfectionSlices(Section):
     backbone: Literal["res2net50", "resnet18"] = "res2net50"  # paper 003; resnet18 is ours, for small machines
     weights: str | None = None  # path of a state dict of the backbone; null starts from scratch
     channel: int = Field(32, ge=4)  # Inf-Net's code
+    score_norm: bool = True  # Inf-Net's code: batch norm behind each map; false learns within fewer epochs
+    #: ours: a second head tells ground glass from consolidation, trained where the sets' masks tell them apart
+    kinds: bool = False
     size: int = Field(352, ge=64, multiple_of=32)  # Inf-Net's code
     scales: list[Annotated[float, Field(gt=0, le=2)]] = Field([0.75, 1.0, 1.25], min_length=1)  # Inf-Net's code
     epochs: int = Field(100, ge=1)  # Inf-Net's code, whose loop runs 99
@@ -86,6 +89,8 @@ class InfectionVolumes(Section):
     def _fits(self) -> Self:
         if self.slices.sets or self.slices.pseudo.sets:
             raise ValueError("slices.sets and slices.pseudo.sets are for pictures: name volumes' sets in sets")
+        if self.slices.kinds:
+            raise ValueError("slices.kinds is for pictures: in volumes only the infection is told")
         if not self.window[0] < self.window[1]:
             raise ValueError(f"window is {list(self.window)}; the first must be below the second")
         if any(side < 16 or side % 8 for side in self.patch):

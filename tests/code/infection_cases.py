@@ -27,7 +27,7 @@ class Small(nn.Module):
 
     def forward(self, image: Tensor) -> SimpleNamespace:
         logits = self.body(image / 255)
-        return SimpleNamespace(logits=logits, probability=lambda: logits.sigmoid())
+        return SimpleNamespace(logits=logits, probability=lambda: logits.sigmoid(), kinds=None)
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> None:

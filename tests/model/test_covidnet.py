@@ -287,8 +287,7 @@ def test_what_does_not_fit_is_refused(spec, message):
 )  # fmt: skip
 def test_impossible_settings_are_refused(values):
     with pytest.raises(ConfigError):
-        METHOD.build(config(**values), SPEC)
-        METHOD.phases(config(**values))
+        (METHOD.build(config(**values), SPEC), METHOD.phases(config(**values)))
 
 
 def test_small_image_at_use_is_refused():

@@ -41,6 +41,18 @@ class Segmenter:
         found = slice_network.probabilities(self.model, resize_plane(grey, (size, size))[None])[0, 0]
         return resize_plane(found, grey.shape)
 
+    def kinds_of_picture(self, grey: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """(H, W): 0 outside the infection, inside it a number of :data:`chestflow.data.references.LESIONS`.
+
+        Raises:
+            ValueError: a network without the second head.
+        """
+        assert isinstance(self.model, SliceNetwork)
+        size = self.model.shape.size
+        told = slice_network.kind_probabilities(self.model, resize_plane(grey, (size, size))[None])[0]
+        likeliest = np.stack([resize_plane(plane, grey.shape) for plane in told]).argmax(0) + 1
+        return np.where(self.of_picture(grey) > self.threshold, likeliest, 0).astype(np.uint8)
+
     def of_volume(self, hu: NDArray[np.int16], spacing: tuple[float, float, float], lung: Mask) -> Probability:
         """(D, H, W) probabilities; 0 outside the lungs' boxes."""
         if isinstance(self.model, VolumeNetwork):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from chestflow.data.references import LESIONS
 from chestflow.evaluation.segmentation_metrics import METRICS, measure, summarise
 
 Mask = NDArray[np.bool_]
@@ -28,6 +29,7 @@ class Measured:
         metrics: as :func:`chestflow.evaluation.segmentation_metrics.measure` gives them.
         true_ratio: infection / lung of the source's masks; NaN where it gives no lungs.
         found_ratio: the same of found infection and found lungs; NaN where no lungs are found.
+        kinds: number of :data:`chestflow.data.references.LESIONS` -> metrics of the kinds that the source shows in it.
     """
 
     image_id: str
@@ -38,6 +40,7 @@ class Measured:
     metrics: dict[str, float]
     true_ratio: float
     found_ratio: float
+    kinds: dict[int, dict[str, float]] = field(default_factory=dict)
 
 
 def ratio(infection: Mask, lung: Mask | None) -> float:
@@ -56,6 +59,7 @@ def compare(
     spacing: Sequence[float] | None = None,
     lung: Mask | None = None,
     true_lung: Mask | None = None,
+    kinds: tuple[NDArray[np.uint8], NDArray[np.uint8]] | None = None,
 ) -> Measured:
     """Measure one image.
 
@@ -67,6 +71,7 @@ def compare(
         spacing: mm along each axis; None measures distances in pixels.
         lung: as a served model would find it.
         true_lung: the source's.
+        kinds: the source's and the found ones, each like ``truth``; None where either is not told.
     """
     found = probability > threshold
     infected = bool(truth.any())
@@ -77,7 +82,18 @@ def compare(
         measure(np.clip(probability, 0, 1), truth, spacing, threshold),
         ratio(truth, true_lung),
         ratio(found, lung),
+        {} if kinds is None else _by_kind(*kinds, spacing),
     )
+
+
+def _by_kind(
+    truth: NDArray[np.uint8], found: NDArray[np.uint8], spacing: Sequence[float] | None
+) -> dict[int, dict[str, float]]:
+    return {
+        kind: measure((found == kind).astype(np.float32), truth == kind, spacing, 0.5)
+        for kind in LESIONS
+        if (truth == kind).any()
+    }
 
 
 def ratio_error(true: Sequence[float], found: Sequence[float]) -> dict[str, float | int]:
@@ -132,6 +148,7 @@ def evidence(measured: Sequence[Measured]) -> dict[str, Any]:
             str(source): {"images": len(rows), "patients": rows["patient"].nunique(), "figures": _figures(rows)}
             for source, rows in cases.groupby("source")
         },
+        **({"by_kind": kinds} if (kinds := _kinds(infected)) else {}),
         "dice_by_set": by_set.rename(columns={"count": "patients"}).to_dict("index"),
         "dice_by_patient": by_patient["dice"].to_dict(),
         "healthy": {
@@ -141,6 +158,19 @@ def evidence(measured: Sequence[Measured]) -> dict[str, Any]:
         },
         "ratio_error": ratio_error([one.true_ratio for one in known], [one.found_ratio for one in known]),
     }
+
+
+def _kinds(infected: Sequence[Measured]) -> dict[str, Any]:
+    """The figures of each kind of lesion, over the images that show it; nothing where no kind was told."""
+    found = {}
+    for kind, name in LESIONS.items():
+        shown = [one for one in infected if kind in one.kinds]
+        if shown:
+            cases = pd.DataFrame([{"patient": one.patient, **one.kinds[kind]} for one in shown])
+            found[name] = {
+                "images": len(shown), "patients": cases["patient"].nunique(), "figures": _figures(cases),
+            }  # fmt: skip
+    return found
 
 
 def _figures(cases: pd.DataFrame) -> dict[str, Any]:

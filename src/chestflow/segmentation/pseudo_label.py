@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from chestflow.data.references import LESIONS
 from chestflow.files import atomic_path
 from chestflow.segmentation import slice_network
 from chestflow.segmentation.slice_network import Schooling, Shape, SliceNetwork
@@ -98,7 +99,7 @@ class Loop:
     """The loop's trainings and rounds in order; each step ends with a state from which the next one goes on.
 
     Args:
-        doctors: labelled slices.
+        doctors: labelled slices; with kinds the network gets the second head.
         pool: (N, S, S) unlabelled slices, in an order that does not depend on the file system.
         settings: ``infection.ct_slice`` of params.yaml.
         seed: of the weights, the rounds and the trainings.
@@ -107,7 +108,6 @@ class Loop:
         measure: the network's Dice, and other figures, on slices that it does not learn from.
         log: takes (what, figures, step), for a tracker.
         section: of params.yaml that holds the settings, for errors.
-        classes: kinds of lesion that the network tells; 1 for infection alone.
     """
 
     def __init__(
@@ -122,12 +122,12 @@ class Loop:
         measure: Measure | None = None,
         log: Log | None = None,
         section: str = "infection.ct_slice",
-        classes: int = 1,
     ) -> None:
         self.doctors, self.pool, self.settings = doctors, pool, settings
         self.seed, self.threads, self.folder = seed, threads, folder
         self.measure, self.log, self.section = measure, log, section
-        self.shape = Shape(settings.backbone, settings.channel, settings.size, classes)
+        classes = 1 if doctors.kinds is None else len(LESIONS)
+        self.shape = Shape(settings.backbone, settings.channel, settings.size, classes, settings.score_norm)
         self.chunks = draw_rounds(len(pool), settings.pseudo.chunk, seed)
         self.labels: list[NDArray[np.uint8]] = []
         self.records: list[dict[str, Any]] = []

@@ -21,7 +21,7 @@ from chestflow.segmentation.training_loop import Course, State, fit, pinned_thre
 
 if TYPE_CHECKING:
     from chestflow.losses.structure import Weighting
-    from chestflow.nn.inf_net import InfNet, InfNetBackbone
+    from chestflow.nn.inf_net import InfNet, InfNetBackbone, SegmentationOutput
 
 STRIDE = 32  # sides must be multiples of it
 AT_ONCE = 16  # pictures a forward pass when predicting: bounds the memory
@@ -35,6 +35,7 @@ class Shape:
     channel: int = 32
     size: int = 352
     classes: int = 1
+    score_norm: bool = True
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,8 @@ def build(shape: Shape, seed: int = 0, weights: str | None = None) -> SliceNetwo
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return SliceNetwork(InfNet(shape.backbone, shape.classes, shape.channel, weights), shape)
+        network = InfNet(shape.backbone, shape.classes, shape.channel, weights, shape.score_norm)
+        return SliceNetwork(network, shape)
 
 
 def scaled(size: int, scale: float) -> int:
@@ -157,13 +159,31 @@ def train(
 
 
 @torch.no_grad()
+def _answers(model: SliceNetwork, images: NDArray[np.uint8]) -> Iterator[SegmentationOutput]:
+    model.network.eval()
+    for first in range(0, len(images), AT_ONCE):
+        yield model.network(torch.as_tensor(images[first : first + AT_ONCE])[:, None].float())
+
+
 def probabilities(model: SliceNetwork, images: NDArray[np.uint8]) -> NDArray[np.float32]:
     """(N, S, S) grey values to (N, 1, S, S) probabilities: the sigmoid of the finest map, never scaled by its range."""
-    model.network.eval()
-    parts = [images[first : first + AT_ONCE] for first in range(0, len(images), AT_ONCE)]
-    if not parts:
-        return np.zeros((0, 1, *images.shape[1:]), np.float32)
-    return np.concatenate([model.network(torch.as_tensor(p)[:, None].float()).probability().numpy() for p in parts])
+    empty = np.zeros((0, 1, *images.shape[1:]), np.float32)
+    return np.concatenate([empty, *(answer.probability().numpy() for answer in _answers(model, images))])
+
+
+def kind_probabilities(model: SliceNetwork, images: NDArray[np.uint8]) -> NDArray[np.float32]:
+    """(N, S, S) grey values to (N, kinds, S, S): each kind of lesion where there is infection; they sum to 1.
+
+    Raises:
+        ValueError: a network without the second head.
+    """
+    if model.shape.classes < 2:
+        raise ValueError("the network tells infection alone: train it with kinds")
+    empty = np.zeros((0, model.shape.classes, *images.shape[1:]), np.float32)
+    kinds = (answer.kinds for answer in _answers(model, images))
+    return np.concatenate(
+        [empty, *(logits[:, 1:].float().softmax(1).numpy() for logits in kinds if logits is not None)]
+    )
 
 
 def digest(state: Mapping[str, Tensor]) -> str:

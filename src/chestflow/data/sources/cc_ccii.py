@@ -32,7 +32,7 @@ INFO = SourceInfo(
     modalities=("ct_volume", "ct_slice"),
     classes=("normal", "pneumonia", "covid19"),
     published_counts={},  # releases differ, and the number of patients of each class could not be read from one
-    licence="none stated; research use",
+    licence="CC BY 3.0 CN, as others list it",
     commercial_use=None,
     link="http://ncov-ai.big.ac.cn/download",
 )

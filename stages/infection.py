@@ -1,5 +1,6 @@
-"""Stage infection: trains the segmenters of infection that segment and a served model use."""
+"""Stage infection@modality: trains the segmenter of infection that segment and a served model use."""
 
+import sys
 from pathlib import Path
 
 from chestflow.config import load
@@ -11,19 +12,21 @@ from chestflow.tracking.stage_runs import infection_run
 OUT, CHECKPOINTS = Path("out"), Path(".checkpoints")
 
 
-def main() -> None:
+def main(modality: str) -> None:
     params = load()
     manifest, splits, groups = (read_parquet(OUT / f"{name}.parquet") for name in ("manifest", "splits", "groups"))
-    with infection_run(params, out=OUT, checkpoints=CHECKPOINTS) as log:
+    with infection_run(params, modality, out=OUT, checkpoints=CHECKPOINTS) as log:
         fit_infection(
+            modality,
             manifest,
-            splits[splits["fold"].isin(params.folds)],
+            splits,
             groups,
             params.infection,
             params.segment,
             OUT,
             seed=params.seed,
             threads=params.engine.threads,
+            folds=params.folds,
             checkpoint_root=CHECKPOINTS,
             log=log,
         )
@@ -31,4 +34,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     with one_line_errors():
-        main()
+        main(sys.argv[1])

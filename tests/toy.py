@@ -27,6 +27,7 @@ from chestflow.files import write_json, write_parquet
 from chestflow.methods import registry
 from chestflow.methods.registry import InputSpec, Method, ours
 from chestflow.nn.output import Output
+from chestflow.segmentation import places
 from chestflow.training import samplers
 from chestflow.training.inference import Inferred
 from chestflow.training.monitors import centre_metrics
@@ -193,9 +194,11 @@ def write_workspace(out: Path, shape: tuple[int, ...] = (SIDE, SIDE)) -> None:
     split = pd.DataFrame({"cohort": "toys", "fold": 0, "image_id": ids, "group_id": ids, "role": roles})
     write_parquet(out / "splits.parquet", split)
     patient = [f"p{i // 2}" if i % 5 else None for i in range(36)]
-    write_parquet(out / "manifest.parquet", pd.DataFrame({"image_id": ids, "patient_id": patient, "label": labels}))
+    modality = pack.recipe["modality"]
+    about = {"image_id": ids, "patient_id": patient, "label": labels, "modality": modality}
+    write_parquet(out / "manifest.parquet", pd.DataFrame(about))
     ratio = np.where(np.arange(36) % 7 == 0, np.nan, 0.01)
-    write_parquet(out / "segment" / "ratio.parquet", pd.DataFrame({"image_id": ids, "ratio": ratio}))
+    write_parquet(places.segmented(out, modality) / "ratio.parquet", pd.DataFrame({"image_id": ids, "ratio": ratio}))
     folder = out / "packs" / "toy"
     folder.mkdir(parents=True)
     np.save(folder / "data.npy", pack.data)

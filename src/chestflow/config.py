@@ -127,6 +127,16 @@ class Params(Section):
         """The recipes that a run or a pretraining reads."""
         return {run.recipe for run in self.runs.values()} | {one.recipe for one in self.pretraining.values()}
 
+    @property
+    def modalities(self) -> list[str]:
+        """Those that are segmented: the cohorts', and those that a segmenter of infection is asked for."""
+        asked = {str(name) for name, own in self.infection if own.sets}
+        return sorted(asked | {cohort.modality for cohort in self.cohorts.values()})
+
+    def modality_of(self, name: str) -> str:
+        """What a run or an ensemble reads."""
+        return self.recipes[self.runs[self.runs_of(name)[0]].recipe].modality
+
     def task_of(self, name: str) -> Task:
         """The task of a run or an ensemble."""
         return self.tasks[self.runs[self.runs_of(name)[0]].task]

@@ -50,6 +50,7 @@ class InfectionSlices(Section):
     weights: str | None = None  # path of a state dict of the backbone; null starts from scratch
     channel: int = Field(32, ge=4)  # Inf-Net's code
     score_norm: bool = True  # Inf-Net's code: batch norm behind each map; false learns within fewer epochs
+    fourth: bool = False  # ours: a reverse-attention stage more, at stride 4, for pictures of about 100 pixels
     #: ours: a second head tells ground glass from consolidation, trained where the sets' masks tell them apart
     kinds: bool = False
     size: int = Field(352, ge=64, multiple_of=32)  # Inf-Net's code

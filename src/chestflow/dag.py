@@ -15,6 +15,7 @@ from typing import Any
 import chestflow
 from chestflow.config import MEMBER_SLOTS, Params
 from chestflow.errors import ConfigError
+from chestflow.segmentation import places
 from chestflow.training import uses
 
 SOURCE = Path(chestflow.__file__).parent
@@ -22,6 +23,15 @@ SOURCE = Path(chestflow.__file__).parent
 CODE_SLOTS = 12
 #: How many files of other stages a run may take over: a network's two, a pretraining's, a tuned tau's.
 USES_SLOTS = 4
+#: The parts of params.yaml that say how a modality's lungs are found; only X-rays need a network for it.
+LUNGS = {
+    "cxr": ["segment.cxr_lungs"],
+    "ct_slice": [],
+    "ct_volume": [
+        f"segment.{name}" for name in ("ct_lung_threshold_hu", "ct_closing_mm", "ct_convex_wall", "ct_prefer_source")
+    ],
+}
+SECTION_SLOTS = 1 + max(map(len, LUNGS.values()))
 #: Not listed as stage deps: their values reach DVC as params, or they only shape messages and records, never an out.
 NOT_CODE = ("__init__.py", "config.py", "config_", "dag.py", "errors.py", "tracking/", "cli/")
 
@@ -80,45 +90,105 @@ def method_code(method: str) -> list[str]:
     return paths + [paths[0]] * (CODE_SLOTS - len(paths))
 
 
+def _padded(entries: list[str], slots: int, rest: str | None = None) -> list[str]:
+    """The entries with ``rest`` (the first entry by default) repeated up to a number of slots."""
+    return entries + [entries[0] if rest is None else rest] * (slots - len(entries))
+
+
+def infection_sections(modality: str) -> list[str]:
+    """What the segmenter that a modality's infection masks come from is made by, of params.yaml; of X-rays' lungs."""
+    own = [f"infection.{modality}"] if modality in places.INFECTED else []
+    return _padded(own + LUNGS[modality], SECTION_SLOTS)
+
+
+def mask_sections(modality: str) -> list[str]:
+    """What a modality's masks are made by, of params.yaml, besides that segmenter."""
+    own = ["segment.infection_by_network"] if modality in places.INFECTED else []
+    return _padded(own + LUNGS[modality], SECTION_SLOTS)
+
+
+def segmenter(modality: str, otherwise: str) -> str:
+    """The outs of ``infection@<modality>``, or what stands in its place where a modality has none."""
+    return places.infection(Path("out"), modality).as_posix() if modality in places.INFECTED else otherwise
+
+
 def member_slots(params: Params, name: str) -> list[str]:
     """The runs that a run or an ensemble is made of, the first repeated to :data:`~chestflow.config.MEMBER_SLOTS`."""
-    runs = params.runs_of(name)
-    return runs + [runs[0]] * (MEMBER_SLOTS - len(runs))
+    return _padded(params.runs_of(name), MEMBER_SLOTS)
+
+
+def entry(params: Params, name: str) -> dict[str, Any]:
+    """What the stages after the trainings need to know of a run or an ensemble."""
+    members = member_slots(params, name)
+    recipes, modality = [params.runs[run].recipe for run in members], params.modality_of(name)
+    return {
+        "name": name, "section": f"{'ensembles' if name in params.ensembles else 'runs'}.{name}",
+        "task": params.runs[members[0]].task, "cohort": params.task_of(name).cohort, "modality": modality,
+        "members": members, "recipes": recipes, "recipe": recipes[0],
+    }  # fmt: skip
 
 
 def taken_slots(params: Params, run: str, fold: int, *, tau: bool = True) -> list[str]:
     """What a run takes over from other stages, the training's script repeated to :data:`USES_SLOTS`."""
     files = [path.as_posix() for path in uses.files(params, run, fold, Path("out"))]
     files = [f for f in files if tau or "/tau/" not in f]
-    return files + ["stages/train.py"] * (USES_SLOTS - len(files))
+    return _padded(files, USES_SLOTS, "stages/train.py")
 
 
 def tables(params: Params) -> dict[str, Any]:
     """The ``dag`` section that follows from the rest of the parameters."""
     train, tau, tune, ensemble, evaluate = {}, {}, {}, {}, {}
+    names = [*params.runs, *params.ensembles]
     for fold in params.folds:
         for name, run in params.runs.items():
-            item = {"run": name, "fold": fold, "task": run.task, "recipe": run.recipe, "code": method_code(run.method)}
+            item = {
+                "run": name, "fold": fold, "task": run.task, "recipe": run.recipe,
+                "modality": params.modality_of(name), "code": method_code(run.method),
+            }  # fmt: skip
             train[f"{name}-{fold}"] = {**item, "uses": taken_slots(params, name, fold)}
             if uses.tau_is_tuned(params, name):
                 tau[f"{name}-{fold}"] = {**item, "uses": taken_slots(params, name, fold, tau=False)}
         for name in params.ensembles:
-            ensemble[f"{name}-{fold}"] = {"name": name, "fold": fold, "members": member_slots(params, name)}
-        for name in [*params.runs, *params.ensembles]:
+            about = entry(params, name)
+            kept = ("name", "modality", "members", "recipes")
+            ensemble[f"{name}-{fold}"] = {"fold": fold, **{key: about[key] for key in kept}}
+        for name in names:
             tune[f"{name}-{fold}"] = {"name": name, "fold": fold}
-    for name in [*params.runs, *params.ensembles]:
-        members = member_slots(params, name)
-        packs = [params.runs[run].recipe for run in members]
-        task = params.runs[members[0]].task
-        evaluate[name] = {"name": name, "task": task, "members": members, "recipes": packs, "recipe": packs[0]}
-    pretrain = {name: {"name": name, "recipe": section.recipe} for name, section in params.pretraining.items()}
-    recipes = sorted(params.packed())
+    for name in names:
+        about = entry(params, name)
+        modality, members = about["modality"], about["members"]
+        searches = {run: f"out/tune/tau/{run}" for run in members if uses.tau_is_tuned(params, run)}
+        searched = [searches.get(run, "stages/register.py") for run in members]
+        pseudo = "infection.ct_slice.pseudo.sets" if modality == "ct_slice" else about["section"]
+        evaluate[name] = {
+            **about, "pseudo": pseudo, "taus": searched, "segmenter": segmenter(modality, "stages/register.py"),
+            "segmentation": infection_sections(modality),
+        }  # fmt: skip
+    infection = {name: {"sections": infection_sections(name)} for name in places.infected(params)}
+    segment = {
+        name: {"segmenter": segmenter(name, "stages/segment.py"), "sections": mask_sections(name)}
+        for name in params.modalities
+    }
+    pretrain = {
+        name: {"name": name, "recipe": section.recipe, "cohort": section.cohort}
+        for name, section in params.pretraining.items()
+    }
+    recipes = {name: {"modality": params.recipes[name].modality} for name in sorted(params.packed())}
     shortcuts: dict[str, Any] = {}
-    for run in params.runs.values():  # a task's pictures are seen as its first run sees them
-        shortcuts.setdefault(run.task, {"task": run.task, "recipe": run.recipe})
+    for name, run in params.runs.items():  # a task's pictures are seen as its first run sees them
+        seen = {"task": run.task, "recipe": run.recipe, "modality": params.modality_of(name)}
+        shortcuts.setdefault(run.task, seen)
+    report = {
+        what: _padded([f"out/{what}/{modality}" for modality in found], slots, "stages/report.py")
+        for what, found, slots in (
+            ("infection", list(infection), len(places.INFECTED)),
+            ("segment", list(segment), len(LUNGS)),
+        )
+    }
     return {
-        "recipes": recipes, "pretrain": pretrain, "tau": tau, "train": train, "tune": tune, "ensemble": ensemble,
-        "shortcuts": shortcuts, "evaluate": evaluate,
+        "infection": infection, "segment": segment, "recipes": recipes, "pretrain": pretrain, "tau": tau,
+        "train": train, "tune": tune, "ensemble": ensemble, "shortcuts": shortcuts, "evaluate": evaluate,
+        "report": report,
     }  # fmt: skip
 
 

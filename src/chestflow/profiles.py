@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -82,19 +83,28 @@ def check(params: Params) -> None:
     """Build every run's network on the meta device, so that what cannot fit fails now and not after an epoch."""
     import torch
 
+    from chestflow.training.hardware import mixed
+
+    built: set[str] = set()
     for name, run in params.runs.items():
         method = registry.get(run.method)
         config = registry.configure(method, run.config, where=f"runs.{name}.config")
         recipe = params.recipes[run.recipe]
         classes, taken = tuple(params.tasks[run.task].classes), planned(params, name)
         spec = registry.InputSpec(recipe.modality, tuple(recipe.size), classes, taken)
-        if params.engine.amp == "bf16" and params.engine.device == "cpu" and recipe.modality == "ct_volume":
-            raise ConfigError(
-                f"engine.amp is bf16 on the CPU, where 3D gradients can be wrong (runs.{name}): set it to off"
-            )
-        with torch.device("meta"):
-            method.build(config, spec)
+        if params.engine.device == "cpu":  # the engine asks again for ``auto``, once it knows what that is
+            mixed(torch.device("cpu"), params.engine.amp, volumes=recipe.modality == "ct_volume")
         method.phases(config)
+        form = repr((run.method, _form(asdict(config)), _form(asdict(spec))))
+        if form not in built:
+            built.add(form)
+            with torch.device("meta"):
+                method.build(config, spec)
+
+
+def _form(value: Any) -> Any:
+    """Plain values without the weights that networks begin with, on which nothing depends that is built."""
+    return {k: _form(v) for k, v in value.items() if k != "weights"} if isinstance(value, dict) else value
 
 
 class _Blocks(yaml.SafeDumper):

@@ -11,8 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from chestflow.config import Infection, Segment
+from chestflow.config_segmentation import InfectionSlices
 from chestflow.data.manifest import conform
-from chestflow.segmentation import slice_network
+from chestflow.files import read_json
+from chestflow.segmentation import places, slice_network
+from chestflow.segmentation.infection_fitting import fit_infection
 from tests.code.test_lungs import SPACING, thorax
 
 SIDE = 64
@@ -126,3 +130,31 @@ def tables(rows: list[dict], roles: dict[str, str]) -> tuple[pd.DataFrame, pd.Da
         {"cohort": "c", "fold": 0, "image_id": names, "role": [roles.get(name, "train") for name in names]}
     )
     return manifest, splits, pd.DataFrame({"image_id": names, "group_id": [f"g-{name}" for name in names]})
+
+
+def small_slices(**more: object) -> InfectionSlices:
+    """Settings of a network for the slices above: one epoch, one scale, other values as given."""
+    own = {"sets": ["a"], "backbone": "resnet18", "channel": 8, "size": SIDE, "scales": [1.0], "batch_size": 8}
+    return InfectionSlices.model_validate({**own, "epochs": 1, "lr": 3e-2, "schedule": "cosine", **more})
+
+
+def fit_slices(rows: list[dict], roles: dict[str, str], settings: InfectionSlices, out: Path, **more: object) -> dict:
+    """Run the stage on slices in one fold with the given roles; its evidence."""
+    manifest, splits, groups = tables(rows, roles)
+    return fit_tables(manifest, splits, groups, settings, out, **more)
+
+
+def fit_tables(
+    manifest: pd.DataFrame,
+    splits: pd.DataFrame,
+    groups: pd.DataFrame,
+    settings: InfectionSlices,
+    out: Path,
+    **more: object,
+) -> dict:
+    """Run the stage on slices of a manifest; its evidence."""
+    whole = Infection(ct_slice=settings)
+    fit_infection(
+        "ct_slice", manifest, splits, groups, whole, Segment(), out, seed=1, threads=1, workers=1, **more
+    )  # fmt: skip
+    return read_json(places.infection(out, "ct_slice") / "evidence.json")

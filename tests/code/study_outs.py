@@ -12,6 +12,7 @@ from chestflow.data.manifest import conform
 from chestflow.evaluation.calibration import probabilities
 from chestflow.evaluation.shortcuts import unmeasured
 from chestflow.files import write_json, write_parquet
+from chestflow.segmentation import places
 
 SHAPE, CELLS = (8, 16, 16), (4, 4, 4)
 RECIPE = {"modality": "ct_volume", "size": list(SHAPE), "spacing_mm": [1.0, 1.0, 1.0]}
@@ -56,7 +57,7 @@ def write(out: Path, *, patients: int = 60, folds: int = 2, signal: float = 1.5,
         "site": np.repeat(rng.choice(["A", "B"], patients), 2),
     }  # fmt: skip
     write_parquet(out / "manifest.parquet", conform(pd.DataFrame(frame)))
-    write_parquet(out / "segment" / "ratio.parquet", pd.DataFrame({"image_id": ids, "ratio": ratio}))
+    write_parquet(places.segmented(out, "ct_volume") / "ratio.parquet", pd.DataFrame({"image_id": ids, "ratio": ratio}))
     part = np.repeat(rng.permutation(patients), 2)
     splits = []
     for fold in range(folds):

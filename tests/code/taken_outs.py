@@ -11,6 +11,7 @@ import pandas as pd
 from chestflow.config import Params, parse
 from chestflow.data.manifest import conform
 from chestflow.files import write_json, write_parquet
+from chestflow.segmentation import places
 from chestflow.segmentation.infection_evidence import Measured, evidence
 from chestflow.training import history
 
@@ -113,8 +114,8 @@ def write_infection(out: Path) -> dict[str, Any]:
     cases = [measured(number, "covid_ct" if number < 4 else "other") for number in range(6)]
     cases += [measured(number, infected=False) for number in (6, 7)]
     said = {"mode": "held_out", "trained_on": {"images": 20, "patients": 18}, **evidence(cases)}
-    folder = out / "infection"
-    write_json(folder / "evidence.json", {"ct_slice": said})
+    folder = places.infection(out, "ct_slice")
+    write_json(folder / "evidence.json", said)
     masks = {"b-0": {"round": 1, "model": "1" * 64}}
     write_json(folder / "pseudo.json", {"final": {"rounds": rounds(), "masks": masks}})
     (folder / "ct_slice.safetensors").write_bytes(b"segmenter")
@@ -127,6 +128,7 @@ def write(out: Path, use: str = "paper") -> None:
     write_pretraining(out)
     write_infection(out)
     write_json(out / "tune/tau/known/0.json", tau(use))
+    write_json(out / "tau/known/0.json", {"tau": tau(use)["tau"]})
     for run in ("base", "known"):
         (out / "train" / run / "0").mkdir(parents=True)
         (out / "train" / run / "0" / "weights.safetensors").write_bytes(run.encode())

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from chestflow.losses.attention import attention_loss, overlap_loss, soft_mask, unit_range
+from chestflow.losses.attention import attended, attention_loss, overlap_loss, soft_mask, unit_range
 
 SIZE = (8, 16, 16)
 
@@ -56,11 +56,49 @@ def test_overlap_loss_at_its_ends():
 def test_soft_mask_lies_between_zero_and_one_and_is_mostly_decided():
     t = soft_mask(cam(), SIZE)
     assert t.shape == (2, 1, *SIZE)
-    assert (t >= 0).all()
+    assert (t > 0).all()
     assert (t <= 1).all()
     assert ((t < 0.05) | (t > 0.95)).float().mean() > 0.8
     star = unit_range(torch.nn.functional.interpolate(cam(), SIZE, mode="trilinear", align_corners=False))
     assert float(t.mean()) == pytest.approx(float((star > 0.4).float().mean()), abs=0.02)
+
+
+def test_soft_mask_never_reaches_its_ends_but_by_rounding():
+    """T is in the open interval (0, 1); in float32 sigmoid(x) is 1 beyond x = 17.4, and so T from 0.174 above beta."""
+    t = soft_mask(cam().double(), SIZE)
+    grown = torch.nn.functional.interpolate(cam(), SIZE, mode="trilinear", align_corners=False)
+    exponent = 100 * (unit_range(grown) - 0.4)
+    exact, rest = torch.sigmoid(exponent.double()), torch.sigmoid(-exponent.double())  # 1 - T without its rounding
+    torch.testing.assert_close(t, exact.float(), atol=1e-6, rtol=0)
+    assert (exact > 0).all()
+    assert (rest > 0).all()
+    rounded = t == 1
+    assert rounded.any()
+    assert float(exponent[rounded].min()) > 16.6
+    assert float(exponent[~rounded].max()) < 17.4
+    inside = exponent < 30  # where float64 holds 1 - T, it is strictly inside and float32 alone has rounded
+    assert (inside & rounded).any()
+    assert (exact[inside] < 1).all()
+
+
+def test_a_part_of_a_batch_divides_by_what_it_is_told():
+    a, m = cam(3), lesion(3)
+    take = torch.tensor([True, False, True])
+    each = overlap_loss(soft_mask(a, SIZE), m)
+    loss, count = attention_loss(a, m, take, divisor=torch.tensor(2.5))
+    torch.testing.assert_close(loss, (each[0] + each[2]) / 2.5)
+    assert int(count) == 2
+    nobody, none = attention_loss(a, m, torch.zeros(3, dtype=torch.bool), divisor=torch.tensor(2.5))
+    assert (float(nobody), int(none)) == (0, 0)
+
+
+def test_who_takes_part():
+    m = lesion(3)
+    m[1] = 0
+    take = torch.tensor([True, True, False])
+    assert attended(m, take).tolist() == [True, False, False]
+    assert attended(m, take, skip_empty=False).tolist() == [True, True, False]
+    assert attended(None, take).tolist() == [False, False, False]
 
 
 def test_slope_of_the_soft_mask():

@@ -104,6 +104,16 @@ def test_every_profile_is_complete_and_builds(repository: Path, name: str) -> No
     profiles.check(params)
 
 
+def test_bfloat16_for_volumes_on_a_cpu_is_refused_before_anything_runs(phantom: dict) -> None:
+    def check(device: str, amp: str) -> None:
+        profiles.check(parse({**phantom, "engine": {"device": device, "amp": amp}}))
+
+    with pytest.raises(ConfigError, match=r"engine\.amp is bf16 on the CPU.* set engine\.amp to off or auto"):
+        check("cpu", "bf16")
+    check("cpu", "auto")
+    check("auto", "bf16")  # another machine may train; the engine asks again there
+
+
 def test_own_edits_are_seen_and_kept(repository: Path, tmp_path: Path) -> None:
     path = tmp_path / "params.yaml"
     completed = profiles.complete(profiles.read("phantom", repository / "profiles"))

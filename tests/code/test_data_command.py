@@ -212,7 +212,7 @@ def test_withdraw_removes_every_trace_and_lists_runs(
     mine = manifest[manifest["patient_id"] == patient]
     assert len(mine) == 2
     trained(project, list(mine["image_id"]))
-    masks = project / "out" / "segment" / "masks"
+    masks = project / "out" / "segment" / "cxr" / "masks"
     masks.mkdir(parents=True)
     (masks / f"{mine['image_id'].iloc[0]}.png").write_bytes(b"x")
     (masks / "another.png").write_bytes(b"x")

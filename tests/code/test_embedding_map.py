@@ -163,6 +163,18 @@ def test_the_text_of_a_fusion_says_which_vector_it_is(tmp_path: Path) -> None:
     assert "1644" in about
 
 
+def test_the_text_says_whose_attention_it_is_and_of_how_many_folds() -> None:
+    points = pd.DataFrame({"image_id": IDS})
+    plain = module._about("one", 0, params(), 12, points)
+    assert "slice, attention, infected region" in plain
+    assert "test slices of fold 0; p" in plain
+    config = {"tau": 0.5, "backbone": "resnet18", "channels": 1, "answers": "fusion"}
+    several = params(method="multi_knowledge", config=config).model_copy(update={"folds": [0, 1, 2]})
+    about = module._about("one", 0, several, 4 * 512, points)
+    assert "attention (Grad-CAM of the global branch" in about
+    assert "of fold 0 alone, of 3 (each fold's network has vectors of its own)" in about
+
+
 def test_no_vectors_no_figure(tmp_path: Path) -> None:
     write(tmp_path, stored=False)
     assert embedding_map("one", params(), tmp_path) is None

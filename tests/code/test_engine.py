@@ -22,7 +22,7 @@ from chestflow.methods import registry
 from chestflow.methods.registry import InputSpec
 from chestflow.training import engine, history
 from chestflow.training.distributed import World
-from chestflow.training.hardware import choose_device
+from chestflow.training.hardware import choose_device, mixed
 from chestflow.training.phases import Phase
 from chestflow.training.progress import Progress
 from chestflow.training.run import train_run
@@ -154,6 +154,24 @@ def test_what_is_not_finite_stops_with_its_place_and_advice(poison: str, says: s
     assert "lower lr" in said
     with pytest.raises(TrainingError, match=r"engine\.amp: off"):
         fit(tmp_path, {"poison": poison}, amp="bf16")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="auto is a GPU here")
+@pytest.mark.parametrize("device", ["auto", "cpu"])
+def test_volumes_in_bfloat16_are_refused_on_a_cpu(device: str, tmp_path: Path) -> None:
+    config = {"epochs": 1, "phases": 1}
+    with pytest.raises(ConfigError, match=r"engine\.amp is bf16 on the CPU"):
+        fit(tmp_path / "a", config, shape=(6, 8, 8), amp="bf16", device=device)
+    assert not (tmp_path / "a").exists()
+    for amp in ("auto", "off"):
+        assert not fit(tmp_path / amp, config, shape=(6, 8, 8), amp=amp, device=device).amp
+    assert fit(tmp_path / "flat", config, amp="bf16", device=device).amp
+
+
+def test_bfloat16_is_for_gpus_unless_asked_for() -> None:
+    cpu, gpu = torch.device("cpu"), torch.device("cuda", 0)
+    assert [mixed(gpu, amp, volumes=True) for amp in ("auto", "bf16", "off")] == [True, True, False]
+    assert [mixed(cpu, amp, volumes=False) for amp in ("auto", "bf16", "off")] == [False, True, False]
 
 
 def test_mixed_precision_trains_where_it_is_asked_for(tmp_path: Path) -> None:

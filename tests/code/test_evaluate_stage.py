@@ -15,6 +15,7 @@ from chestflow.evaluation.comparison import compare
 from chestflow.evaluation.evaluate import evaluate
 from chestflow.evaluation.localisation import best_block_iou, cell_sums, iou
 from chestflow.evaluation.reproduction import implied, paper_figures
+from chestflow.segmentation import places
 from chestflow.tuning import calibration, ensemble
 from tests.code import study_outs
 
@@ -115,7 +116,7 @@ def test_an_ensemble_needs_no_calibration_of_its_members(made: Path, tmp_path: P
 
 
 def test_the_ensemble_answers_with_the_uniform_network_where_the_ratio_is_unknown(made: Path) -> None:
-    ratio = pd.read_parquet(made / "segment" / "ratio.parquet").set_index("image_id")["ratio"]
+    ratio = places.ratios(made, "ct_volume").set_index("image_id")["ratio"]
     for role in ("tune", "test"):
         joined, uniform, balanced = (
             pd.read_parquet(made / "predictions" / name / "0" / f"{role}.parquet") for name in ("ds", "ds_u", "ds_b")

@@ -13,6 +13,7 @@ from chestflow.config import Params, parse
 from chestflow.evaluation.heatmap_grid import CELL, chosen, grids
 from chestflow.files import write_json, write_parquet
 from chestflow.imaging.overlay import LESION, blend
+from chestflow.segmentation import places
 
 SIDE, COUNT = 16, 10
 TARGET = np.arange(COUNT) % 2
@@ -46,6 +47,7 @@ def write(out: Path, settings: Params, without_maps: tuple[str, ...] = ()) -> No
     index = {"row": range(COUNT), "image_id": IDS, "has_lung": False, "has_infection": TARGET == 1}
     write_parquet(pack / "index.parquet", pd.DataFrame(index))
     write_json(pack / "recipe.json", {"modality": "cxr", "size": [SIDE, SIDE]})
+    write_parquet(places.segmented(out, "cxr") / "ratio.parquet", pd.DataFrame({"image_id": IDS, "ratio": np.nan}))
     for place, run in enumerate(settings.runs):
         order = rng.permutation(COUNT)
         ids = np.array(IDS)[order]

@@ -11,7 +11,7 @@ from chestflow.config import Infection, Segment
 from chestflow.config_segmentation import InfectionSlices, InfectionVolumes, PseudoLabels
 from chestflow.errors import DataError, TrainingError
 from chestflow.files import read_json
-from chestflow.segmentation import infection, masks, pseudo_label, slice_network
+from chestflow.segmentation import infection, masks, places, pseudo_label, slice_network
 from chestflow.segmentation.infection_fitting import fit_infection
 from chestflow.segmentation.run import segment
 from tests.code.infection_cases import SIDE, ct_slice, ct_volume, slice_rows, stand_in, tables, volume_rows
@@ -25,16 +25,17 @@ def slices(**more: object) -> InfectionSlices:
 
 def fit(rows: list[dict], roles: dict[str, str], settings: Infection, out: Path, **more: object) -> dict:
     manifest, splits, groups = tables(rows, roles)
-    fit_infection(manifest, splits, groups, settings, Segment(), out, seed=1, threads=1, workers=1, **more)
-    return read_json(out / "infection" / "evidence.json")
+    modality = rows[0]["modality"]
+    fit_infection(modality, manifest, splits, groups, settings, Segment(), out, seed=1, threads=1, workers=1, **more)
+    return read_json(places.infection(out, modality) / "evidence.json")
 
 
 def ratios(rows: list[dict], out: Path, settings: Segment | None = None) -> pd.DataFrame:
     manifest, splits, groups = tables(rows, {})
-    trained = infection.load(out / "infection")
-    own = settings or Segment()
-    segment(manifest, splits[:0], groups, own, out, seed=1, threads=1, workers=1, infection=trained)
-    return pd.read_parquet(out / "segment" / "ratio.parquet").set_index("image_id")
+    modality, own = rows[0]["modality"], settings or Segment()
+    trained = infection.load(places.infection(out, modality))
+    segment(modality, manifest, splits[:0], groups, own, out, seed=1, threads=1, workers=1, infection=trained)
+    return places.ratios(out, modality).set_index("image_id")
 
 
 @pytest.fixture(scope="module")
@@ -48,8 +49,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[dict], Path,
 
 
 def test_a_real_network_learns_and_leaves_healthy_slices_empty(trained: tuple[list[dict], Path, dict]) -> None:
-    _, root, said = trained
-    found = said["ct_slice"]
+    _, root, found = trained
     assert found["mode"] == "held_out"
     assert found["trained_on"] == {"images": 20, "patients": 20}
     assert (found["images"], found["patients"]) == (4, 4)
@@ -57,7 +57,7 @@ def test_a_real_network_learns_and_leaves_healthy_slices_empty(trained: tuple[li
     assert found["healthy"] == {"images": 4, "empty": 4, "marked_share": 0.0}
     assert found["ratio_error"]["images"] == 8
     assert found["ratio_error"]["mae"] < 0.1
-    segmenter = infection.load(root / "infection")
+    segmenter = infection.load(places.infection(root, "ct_slice"))
     for seed in range(100, 106):
         healthy, _, _ = ct_slice(seed, healthy=True)
         predicted = segmenter.predict_slice(healthy)
@@ -84,7 +84,7 @@ def test_segment_takes_source_masks_first_and_the_network_second(trained: tuple[
     assert (healthy["ratio"] == 0).all()
     assert (found.loc[["a-028", "a-029"], "ratio"] > 0.01).all()
     assert np.isnan(found.loc["a-bare", "ratio"]), "a slice without lungs has no ratio"
-    path = masks.find(root / "segment" / "masks", "a-028")
+    path = masks.find(places.masks(root, "ct_slice"), "a-028")
     assert path is not None
     _, truth, _ = ct_slice(28)
     mask = masks.read(path) & masks.INFECTION > 0
@@ -99,10 +99,10 @@ def test_the_network_may_mask_all_images_alike(trained: tuple[list[dict], Path, 
 
 def test_without_sets_there_is_no_segmenter(tmp_path: Path) -> None:
     assert fit(slice_rows(tmp_path, 2), {}, Infection(), tmp_path) == {}
-    segmenter = infection.load(tmp_path / "infection")
+    segmenter = infection.load(places.infection(tmp_path, "ct_slice"))
     assert segmenter.modalities == ()
     assert segmenter.predict_slice(ct_slice(0)[0]) is None
-    assert infection.files(tmp_path / "infection", "ct_slice") == []
+    assert infection.files(places.infection(tmp_path, "ct_slice"), "ct_slice") == []
 
 
 def test_pseudo_labels_leave_out_what_a_classifier_is_judged_on(
@@ -113,19 +113,19 @@ def test_pseudo_labels_leave_out_what_a_classifier_is_judged_on(
     roles = {"a-000": "test", "a-001": "tune", "a-012": "test", "a-013": "tune", "a-014": "external"}
     own = {"sets": ["a"], "chunk": 4, "epochs": 1, "batch_size": 4, "lr": 1e-2}
     fit(rows, roles, Infection(ct_slice=slices(pseudo=PseudoLabels(**own))), tmp_path)
-    record = read_json(tmp_path / "infection" / "pseudo.json")["final"]
+    record = read_json(places.infection(tmp_path, "ct_slice") / "pseudo.json")["final"]
     assert sorted(record["masks"]) == [f"a-{number:03d}" for number in range(15, 21)]
     assert [entry["labelled"] for entry in record["rounds"]] == [4, 2]
     assert all(entry["held"]["slices"] == 2 for entry in record["rounds"])
     assert {entry["model"] for entry in record["masks"].values()} == {e["model"] for e in record["rounds"]}
-    written = sorted(path.stem for path in (tmp_path / "infection" / "pseudo").iterdir())
+    written = sorted(path.stem for path in (places.infection(tmp_path, "ct_slice") / "pseudo").iterdir())
     assert written == sorted(record["masks"])
-    mask = cv2.imread(str(tmp_path / "infection" / "pseudo" / "a-015.png"), cv2.IMREAD_UNCHANGED)
+    mask = cv2.imread(str(places.infection(tmp_path, "ct_slice") / "pseudo" / "a-015.png"), cv2.IMREAD_UNCHANGED)
     assert mask.shape == (SIDE, SIDE)
     assert set(np.unique(mask)) <= {0, 255}
     transductive = PseudoLabels(**own, include_test_in_pseudo=True)
     fit(rows, roles, Infection(ct_slice=slices(pseudo=transductive)), tmp_path)
-    record = read_json(tmp_path / "infection" / "pseudo.json")["final"]
+    record = read_json(places.infection(tmp_path, "ct_slice") / "pseudo.json")["final"]
     assert sorted(record["masks"]) == [f"a-{number:03d}" for number in range(12, 21)]
 
 
@@ -147,12 +147,16 @@ def test_the_stage_killed_in_a_round_and_started_again_writes_the_same_bytes(
     monkeypatch.setattr(pseudo_label.Loop, "_label", dying)
     with pytest.raises(KeyboardInterrupt):
         fit(rows, {}, settings, tmp_path / "later", checkpoint_root=tmp_path / "kept")
-    assert not (tmp_path / "later" / "infection").exists()
+    assert not (tmp_path / "later" / "infection" / "ct_slice").exists()
     assert any((tmp_path / "kept").rglob("checkpoint.json"))
     monkeypatch.setattr(pseudo_label.Loop, "_label", label)
     fit(rows, {}, settings, tmp_path / "later", checkpoint_root=tmp_path / "kept")
     content = [
-        {path.name: path.read_bytes() for path in (tmp_path / name / "infection").rglob("*") if path.is_file()}
+        {
+            path.name: path.read_bytes()
+            for path in places.infection(tmp_path / name, "ct_slice").rglob("*")
+            if path.is_file()
+        }
         for name in ("whole", "later")
     ]
     assert content[0] == content[1]
@@ -173,11 +177,11 @@ def test_cross_fitted_networks_never_saw_the_group_they_segment(
 
     monkeypatch.setattr(slice_network, "train", watched)
     roles = {row["image_id"]: "test" for row in rows}
-    said = fit(rows, roles, Infection(ct_slice=slices(epochs=1)), tmp_path)["ct_slice"]
+    said = fit(rows, roles, Infection(ct_slice=slices(epochs=1)), tmp_path)
     assert said["mode"] == "cross_fit"
     assert said["images"] == 12
     assert [len(seen) for seen in saw] == [12, 6, 6]
-    segmenter = infection.load(tmp_path / "infection")
+    segmenter = infection.load(places.infection(tmp_path, "ct_slice"))
     weights = [slice_network.digest(part.model.network.state_dict()) for part in segmenter.halves["ct_slice"]]
     assert len(set(weights)) == 2
     for number in range(12):
@@ -186,7 +190,7 @@ def test_cross_fitted_networks_never_saw_the_group_they_segment(
         half = weights.index(slice_network.digest(chosen.network.state_dict()))
         assert picture not in saw[1 + half]
     assert segmenter.for_image("another").final["ct_slice"] is segmenter.final["ct_slice"]
-    served = infection.load(tmp_path / "infection", halves=False)
+    served = infection.load(places.infection(tmp_path, "ct_slice"), halves=False)
     assert served.halves == {}
 
 
@@ -199,13 +203,13 @@ def test_volumes_by_either_network(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         sets=["a"], network=network, slices=slices(sets=[], epochs=4), slices_per_volume=6,
         spacing_mm=(8.0, 6.0, 6.0), patch=(16, 32, 32), width=4, epochs=7, lr=8e-3,
     )  # fmt: skip
-    said = fit(rows, roles, Infection(ct_volume=own), tmp_path)["ct_volume"]
+    said = fit(rows, roles, Infection(ct_volume=own), tmp_path)
     assert said["trained_on"]["images"] == 8
     assert said["images"] == 2
     assert said["ratio_error"]["images"] == 2
     if network == "unet3d":  # what stands for Inf-Net here is too small to find lesions
         assert said["figures"]["dice"]["value"] > 0.4
-    segmenter = infection.load(tmp_path / "infection")
+    segmenter = infection.load(places.infection(tmp_path, "ct_volume"))
     assert segmenter.modalities == ("ct_volume",)
     hu, _, lungs = ct_volume(20)
     found = segmenter.predict_volume(hu, SPACING, lungs)
@@ -218,7 +222,7 @@ def test_volumes_by_either_network(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     table = ratios(bare, tmp_path)
     assert set(table["infection_from"]) == {"network"}
     assert table["ratio"].between(0.001 if network == "unet3d" else 0, 0.5).all()
-    names = [path.name for path in infection.files(tmp_path / "infection", "ct_volume")]
+    names = [path.name for path in infection.files(places.infection(tmp_path, "ct_volume"), "ct_volume")]
     assert names == ["infection.json", "ct_volume.safetensors"]
 
 
@@ -227,9 +231,9 @@ def test_the_same_bytes_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     rows = slice_rows(tmp_path, 12)
     settings = Infection(ct_slice=slices(epochs=2))
     fit(rows, {}, settings, tmp_path)
-    first = {path: path.read_bytes() for path in (tmp_path / "infection").iterdir()}
+    first = {path: path.read_bytes() for path in places.infection(tmp_path, "ct_slice").iterdir()}
     fit(rows, {}, settings, tmp_path)
-    assert first == {path: path.read_bytes() for path in (tmp_path / "infection").iterdir()}
+    assert first == {path: path.read_bytes() for path in places.infection(tmp_path, "ct_slice").iterdir()}
 
 
 def test_faults_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -239,10 +243,10 @@ def test_faults_are_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(TrainingError, match="run the stage `infection`"):
         infection.load(tmp_path / "nowhere")
     fit(slice_rows(tmp_path, 12), {}, Infection(ct_slice=slices(epochs=1)), tmp_path)
-    weights = tmp_path / "infection" / "ct_slice.safetensors"
+    weights = places.infection(tmp_path, "ct_slice") / "ct_slice.safetensors"
     weights.write_bytes(weights.read_bytes()[:200])
     with pytest.raises(TrainingError, match="damaged"):
-        infection.load(tmp_path / "infection")
+        infection.load(places.infection(tmp_path, "ct_slice"))
     with pytest.raises(TrainingError, match=r"infection\.ct_slice\.lr"):
         fit(slice_rows(tmp_path, 12), {}, Infection(ct_slice=slices(lr=1e30, epochs=3)), tmp_path)
 
@@ -251,9 +255,9 @@ def test_a_failed_stage_leaves_the_last_result(tmp_path: Path, monkeypatch: pyte
     stand_in(monkeypatch)
     rows = slice_rows(tmp_path, 12)
     fit(rows, {}, Infection(ct_slice=slices(epochs=1)), tmp_path)
-    before = (tmp_path / "infection" / "ct_slice.safetensors").read_bytes()
+    before = (places.infection(tmp_path, "ct_slice") / "ct_slice.safetensors").read_bytes()
     cv2.imwrite(rows[0]["infection_mask"][0], np.zeros((9, 9), np.uint8))
     with pytest.raises(DataError, match="image a-000"):
         fit(rows, {}, Infection(ct_slice=slices(epochs=1)), tmp_path)
-    assert (tmp_path / "infection" / "ct_slice.safetensors").read_bytes() == before
-    assert not (tmp_path / ".infection.partial").exists()
+    assert (places.infection(tmp_path, "ct_slice") / "ct_slice.safetensors").read_bytes() == before
+    assert not (tmp_path / ".infection-ct_slice.partial").exists()

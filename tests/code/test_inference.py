@@ -13,9 +13,10 @@ from sklearn import metrics
 from torch import nn
 
 from chestflow.errors import TrainingError
+from chestflow.imaging.cam import min_max
 from chestflow.methods import registry
 from chestflow.nn.output import Output
-from chestflow.training import embedding, monitors, restore
+from chestflow.training import embedding, inference, monitors, restore
 from chestflow.training.inference import infer
 from tests import toy
 
@@ -62,6 +63,68 @@ def test_attention_is_the_networks_map_or_grad_cam(shape: tuple[int, ...], own_m
             heat = net(batch, torch.from_numpy(pack.masks[:4] & 1)[:, None].float()).attention[:, 0].numpy()
         low, high = heat.min((*range(1, heat.ndim),), keepdims=True), heat.max((*range(1, heat.ndim),), keepdims=True)
         np.testing.assert_allclose(found.attention[:4], (heat - low) / (high - low), atol=1e-3)
+
+
+class Watched(nn.Module):
+    """Notes how large each forward pass is, and whether it has gradients."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+        self.passes: list[tuple[int, bool]] = []
+
+    def forward(self, image: torch.Tensor, lung: torch.Tensor | None = None) -> Output:
+        output: Output = self.inner(image, lung)
+        self.passes.append((len(image), output.logits.requires_grad))
+        return output
+
+
+@pytest.mark.parametrize("shape", [(12, 12), (6, 8, 8)])
+def test_gradients_are_computed_for_grad_cam_alone(shape: tuple[int, ...]) -> None:
+    pack, _ = toy.make_pack(6, shape)
+    own, none = Watched(network(shape, map=True)), Watched(network(shape))
+    for net, attention in ((own, True), (none, False), (none, True), (none, True)):
+        infer(net, pack, np.arange(6), device=CPU, batch_size=4, attention=attention)
+    assert own.passes == [(4, False), (2, False)]
+    without, tried, known = [(4, False), (2, False)], [(4, False), (4, True), (2, True)], [(4, True), (2, True)]
+    assert none.passes == without + tried + known
+
+
+def test_large_volumes_are_differentiated_a_few_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    shape = (6, 8, 8)
+    pack, _ = toy.make_pack(7, shape)
+    whole = infer(network(shape), pack, np.arange(7), device=CPU, batch_size=7, attention=True)
+    for voxels, expected in ((2 * 6 * 8 * 8, [2, 2, 2, 1]), (1, [1] * 7)):
+        monkeypatch.setattr(inference, "VOXELS", voxels)
+        net = Watched(network(shape))
+        found = infer(net, pack, np.arange(7), device=CPU, batch_size=7, attention=True)
+        assert [count for count, gradients in net.passes if gradients] == expected
+        np.testing.assert_allclose(found.logits, whole.logits, atol=1e-6)
+        np.testing.assert_allclose(found.embedding, whole.embedding, atol=1e-6)
+        assert found.attention is not None
+        assert whole.attention is not None
+        np.testing.assert_allclose(found.attention, whole.attention, atol=2e-3)  # float16
+    flat, _ = toy.make_pack(7)
+    pictures = Watched(network())
+    infer(pictures, flat, np.arange(7), device=CPU, batch_size=7, attention=True)
+    assert {count for count, _ in pictures.passes} == {7}  # pictures are never divided
+
+
+def test_the_answer_is_the_same_with_and_without_gradients() -> None:
+    """Bit by bit, so that networks with a map of their own keep what they answered."""
+    pack, _ = toy.make_pack(5, (32, 32, 32))
+    method = registry.get("dual_sampling")
+    torch.manual_seed(0)
+    config = registry.configure(method, {"depth": 10, "width": 4})
+    net = method.build(config, registry.InputSpec("ct_volume", (32, 32, 32), ("cap", "covid19"))).eval()
+    found = infer(net, pack, np.arange(5), device=CPU, batch_size=5, attention=True)
+    image = torch.from_numpy(pack.data)[:, None].float().requires_grad_()
+    output = net(image, torch.from_numpy(pack.masks & 1)[:, None].float())
+    assert output.attention.requires_grad
+    np.testing.assert_array_equal(found.logits[:, 1], output.logits.detach()[:, 0].numpy())
+    np.testing.assert_array_equal(found.embedding, output.embedding.detach().numpy())
+    heat = min_max(output.attention.detach())[:, 0].numpy().astype(np.float16)
+    np.testing.assert_array_equal(found.attention, heat)
 
 
 def test_a_single_logit_becomes_two_and_a_bare_network_has_no_map() -> None:

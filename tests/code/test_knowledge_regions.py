@@ -14,11 +14,13 @@ from scipy import ndimage
 from chestflow.nn.knowledge_regions import (
     attended,
     boxes,
+    class_map,
     crop_resize,
     edges,
     heat_map,
     heat_sum,
     largest_component,
+    left_of,
     side_boxes,
     widen,
 )
@@ -80,8 +82,19 @@ def test_sources_of_the_sum() -> None:
     assert heat_sum(features, "sum").tolist() == [[[[-2.0, 2.0]]]]
     assert heat_sum(features, "abs_max").tolist() == [[[[3.0, 4.0]]]]
     assert not heat_sum(features).requires_grad
-    with pytest.raises(ValueError, match="heat_source"):
-        heat_sum(features, "cam")  # type: ignore[arg-type]
+    for name in ("cam", "max"):  # cam needs a classifier's weights besides the map
+        with pytest.raises(ValueError, match="heat_source"):
+            heat_sum(features, name)  # type: ignore[arg-type]
+
+
+def test_a_class_map_weighs_the_channels_by_the_classifier_and_keeps_what_speaks_for_the_class() -> None:
+    features = torch.tensor([[[[1.0, -2.0, 3.0]], [[-3.0, 4.0, 2.0]]]], requires_grad=True)
+    weights = torch.tensor([2.0, -1.0], requires_grad=True)
+    found = class_map(features, weights)
+    assert found.tolist() == [[[[5.0, 0.0, 4.0]]]]
+    assert not found.requires_grad
+    assert not class_map(features.detach().abs(), -weights.abs()).any()  # nothing speaks for it: the whole slice
+    assert class_map(features.half(), weights).dtype == torch.float32
 
 
 @settings(max_examples=40, deadline=None)
@@ -173,6 +186,42 @@ def test_halves_part_at_the_midline_and_exchange_under_a_mirror(mask: np.ndarray
             # an even rest of pixels is dealt to either end, so a mirror may move a box of the smallest side by one
             assert abs(one[0, side, 1] - (15 - right)) <= 1
             assert abs(one[0, side, 3] - (15 - left)) <= 1
+
+
+def lungs(*columns: tuple[int, int], width: int = 60) -> torch.Tensor:
+    """Lung masks (1, 1, 40, width) of rectangles from row 10 to 30."""
+    mask = torch.zeros(1, 1, 40, width)
+    for first, last in columns:
+        mask[..., 10:30, first:last] = 1
+    return mask
+
+
+def test_lungs_part_the_sides_where_the_picture_is_off_centre() -> None:
+    mask = lungs((4, 14), (20, 30))  # both left of the midline, at column 30
+    left = left_of(mask)
+    assert left.dtype == torch.bool
+    assert left[0, 20].tolist() == [True] * 17 + [False] * 43  # of equally near pixels the right side takes its own
+    infection = torch.zeros_like(mask)
+    infection[..., 15:20, 10:13] = infection[..., 15:20, 22:25] = 1
+    assert side_boxes(infection, 0.0, 1)[1].tolist() == [[True, False]]
+    found, present = side_boxes(infection, 0.0, 1, left)
+    assert present.tolist() == [[True, True]]
+    assert found.tolist() == [[[15, 10, 19, 12], [15, 22, 19, 24]]]
+    turned, _ = side_boxes(infection.flip(-1), 0.0, 1, left_of(mask.flip(-1)))
+    assert turned.tolist() == [[[15, 35, 19, 37], [15, 47, 19, 49]]]
+
+
+@pytest.mark.parametrize(
+    "mask", [lungs(), lungs((4, 30)), lungs((4, 24), (30, 31)), torch.ones(1, 1, 40, 60)],
+    ids=["no lung", "one lung", "a speck beside one", "all lung"],
+)  # fmt: skip
+def test_without_two_lungs_the_midline_parts_the_sides(mask: torch.Tensor) -> None:
+    assert torch.equal(left_of(mask), (torch.arange(60) < 30).expand(1, 40, 60))
+
+
+def test_each_slice_of_a_batch_has_sides_of_its_own() -> None:
+    several = torch.cat([lungs((4, 14), (20, 30)), lungs(), lungs((30, 40), (44, 56))])
+    assert torch.equal(left_of(several), torch.cat([left_of(one[None]) for one in several]))
 
 
 def test_margins_are_shares_of_the_slice_and_may_cross_the_midline() -> None:

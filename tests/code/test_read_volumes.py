@@ -87,6 +87,36 @@ def test_floats_are_rounded_and_clipped(tmp_path: Path) -> None:
     assert (found.ravel()[1:] == HU.ravel()[1:]).all()
 
 
+def test_headers_that_differ_by_rounding_are_one_series(tmp_path: Path) -> None:
+    jitter = {"PixelSpacing": [0.7001, 0.8], "ImageOrientationPatient": [1, 0.00002, 0, 0, 0.999999, 0]}
+    folder = write_series(tmp_path / "P001", HU)
+    write_series(tmp_path / "other", HU, **jitter)
+    for other in sorted((tmp_path / "other").iterdir())[2:4]:
+        other.replace(folder / other.name)
+    found = read_volume(folder)
+    assert (found.hu == HU).all()
+    assert found.spacing_mm[1:] == pytest.approx((0.7, 0.8), rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("tag", "value"),
+    [
+        ("PixelSpacing", [0.71, 0.8]),
+        ("PixelSpacing", None),
+        ("ImageOrientationPatient", [1, 0, 0, 0, 0.9998, 0.02]),
+        ("ImageOrientationPatient", None),
+    ],
+)
+def test_headers_that_differ_by_more_are_mixed(tag: str, value: object, tmp_path: Path) -> None:
+    folder = write_series(tmp_path / "P001", HU)
+    write_series(tmp_path / "other", HU, **{tag: value})
+    other = sorted((tmp_path / "other").iterdir())[2]
+    other.replace(folder / other.name)
+    with pytest.raises(Unreadable, match=f"{tag} differs between the slices") as caught:
+        read_volume(folder)
+    assert caught.value.reason == "mixed_series"
+
+
 def test_incomplete_and_mixed_series(tmp_path: Path) -> None:
     assert reason(write_series(tmp_path / "gap", HU, skip=(2,))) == "missing_slices"
     assert reason(write_series(tmp_path / "one", HU, skip=(1, 2, 3, 4))) == "missing_slices"

@@ -26,7 +26,7 @@ def out(tmp_path: Path) -> Path:
 
 def test_infection_figures_by_set_beside_the_published_ones(out: Path) -> None:
     said = taken_outs.write_infection(out)
-    found = infection(out)
+    found = infection(["ct_slice"], out)
     assert found is not None
     by_title = {table.title: table for table in found["tables"]}
     figures = by_title["Held images, found against the sources' masks"]
@@ -53,9 +53,10 @@ def test_infection_figures_by_set_beside_the_published_ones(out: Path) -> None:
 
 def test_volumes_stand_beside_no_published_dice(out: Path) -> None:
     said = taken_outs.write_infection(out)
-    write_json(out / "infection/evidence.json", {"ct_volume": {**said, "by_set": {"a": said["by_set"]["covid_ct"]}}})
-    (out / "infection/pseudo.json").unlink()
-    found = infection(out)
+    write_json(out / "infection/ct_slice/evidence.json", {})
+    one = {**said, "by_set": {"a": said["by_set"]["covid_ct"]}}
+    write_json(out / "infection/ct_volume/evidence.json", one)
+    found = infection(["ct_slice", "ct_volume"], out)
     assert found is not None
     figures = found["tables"][1]
     assert [row[:2] for row in figures.rows] == [["CT volumes", "a"]]
@@ -70,11 +71,11 @@ def test_rounds_without_held_slices_have_no_dice_curve() -> None:
 
 
 def test_nothing_is_shown_where_nothing_was_trained(out: Path) -> None:
-    write_json(out / "infection/evidence.json", {})
-    assert infection(out) is None
-    (out / "infection/evidence.json").unlink()
+    write_json(out / "infection/ct_slice/evidence.json", {})
+    assert infection(["ct_slice"], out) is None
+    (out / "infection/ct_slice/evidence.json").unlink()
     with pytest.raises(DataError, match=r"evidence\.json"):
-        infection(out)
+        infection(["ct_slice"], out)
     plain = taken_outs.params(runs={"base": {"method": "baselines", "task": "t", "recipe": "small"}})
     assert taus(plain, out) is None
     assert pretrainings(plain, out) is None
@@ -121,7 +122,11 @@ def test_the_template_shows_each_part_once(out: Path) -> None:
     tables = ("summary", "flow", "roles", "rejects", "comparison", "tests", "untrained")
     values = {name: [] for name in lists} | dict.fromkeys(tables, empty)
     values |= {"profile": "toys", "phantom": False, "duplicates": ""}
-    parts = {"infection": infection(out), "taus": taus(PARAMS, out), "pretrainings": pretrainings(PARAMS, out)}
+    parts = {
+        "infection": infection(["ct_slice"], out),
+        "taus": taus(PARAMS, out),
+        "pretrainings": pretrainings(PARAMS, out),
+    }
     html = environment.get_template("report.html.j2").render(
         **values, **{name: _drawn(part) for name, part in parts.items()}
     )

@@ -103,6 +103,64 @@ def test_checkpointing_changes_nothing_but_memory(shortcut):
     assert all(m.track_running_stats for m in saving.modules() if isinstance(m, torch.nn.BatchNorm3d))
 
 
+class Synchronised(torch.nn.modules.batchnorm._BatchNorm):
+    """As synchronised batch norm, which needs GPUs: no kind of BatchNorm3d."""
+
+    def _check_input_dim(self, x):
+        pass
+
+
+def test_checkpointing_counts_once_what_several_gpus_put_in_place_of_batch_norm():
+    assert issubclass(torch.nn.SyncBatchNorm, torch.nn.modules.batchnorm._BatchNorm)
+    assert not issubclass(torch.nn.SyncBatchNorm, torch.nn.BatchNorm3d)
+    plain, saving = tiny(), tiny(checkpointing=True)
+    for module in saving.modules():
+        for name, child in module.named_children():
+            if isinstance(child, torch.nn.BatchNorm3d):
+                other = Synchronised(child.num_features)
+                other.load_state_dict(child.state_dict())
+                setattr(module, name, other)
+    assert not any(isinstance(m, torch.nn.BatchNorm3d) for m in saving.modules())
+    x = torch.randn(2, 1, 16, 16, 16, generator=torch.Generator().manual_seed(1))
+    for network in (plain, saving):
+        network.train()(x).square().sum().backward()
+    counted = [b for name, b in saving.named_buffers() if name.endswith("num_batches_tracked")]
+    assert {int(b) for b in counted} == {1}
+    for (name, p), q in zip(plain.named_buffers(), saving.buffers(), strict=True):
+        assert torch.equal(p, q), name
+
+
+def test_checkpointing_changes_nothing_in_mixed_precision():
+    """48 slices give maps of 24, 12, 6 and 3: never of 2, for which a CPU's bfloat16 gradients are wrong."""
+    gradients = []
+    for checkpointing in (False, True):
+        network = tiny(checkpointing=checkpointing).train()
+        x = torch.randn(2, 1, 48, 16, 16, generator=torch.Generator().manual_seed(1))
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            out = network(x)
+        out.float().square().sum().backward()
+        gradients.append([p.grad for p in network.parameters()] + list(network.buffers()))
+    exact = tiny().train()
+    exact(torch.randn(2, 1, 48, 16, 16, generator=torch.Generator().manual_seed(1))).square().sum().backward()
+    assert not torch.equal(gradients[0][0], exact.conv1.weight.grad)  # it was bfloat16
+    for plain, saving in zip(*gradients, strict=True):
+        assert torch.equal(plain, saving)
+
+
+def test_checkpointing_saves_wherever_gradients_are_wanted():
+    """Grad-CAM of a network in eval mode too; without gradients nothing is recomputed."""
+    x = torch.randn(1, 1, 32, 32, 32, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    plain, saving = tiny().eval(), tiny(checkpointing=True).eval()
+    assert torch.equal(plain(x), saving(x))
+    kept = []
+    for network in (plain, saving):
+        sizes = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=sizes: s.append(t.numel()) or t, lambda t: t):
+            network(x)
+        kept.append(sum(sizes))
+    assert kept[1] < 0.8 * kept[0]
+
+
 def test_checkpointing_keeps_less():
     def saved(network):
         sizes = []

@@ -135,6 +135,17 @@ def test_samples_without_a_ratio_are_never_drawn() -> None:
     assert {i for s in range(20) for b in epoch(samplers.size_balanced(), frame, seed=s) for i in b} == {0, 2}
 
 
+def test_how_many_samples_lack_a_ratio_is_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    nan = float("nan")
+    sampler = samplers.size_balanced()
+    for seed in (0, 1):
+        epoch(sampler, table([1, 1, 0, 0], [0.01, nan, 0.0, nan]), seed=seed)
+    epoch(samplers.size_balanced(), table([1, 0], [0.01, 0.0]))
+    assert capsys.readouterr().err.splitlines() == [
+        "size-balanced sampling: 2 of 4 training samples have no infection ratio and are never drawn"
+    ]
+
+
 @given(sizes=st.lists(st.integers(2, 12), min_size=2, max_size=4), batch_size=st.integers(8, 17))
 @settings(max_examples=50, deadline=None)
 def test_class_balanced_batches_hold_every_class_equally(sizes: list[int], batch_size: int) -> None:

@@ -12,7 +12,7 @@ from chestflow.config import CxrLungs, Segment
 from chestflow.data.manifest import conform
 from chestflow.errors import DataError
 from chestflow.files import read_json
-from chestflow.segmentation import cxr_lungs, masks
+from chestflow.segmentation import cxr_lungs, masks, places
 from chestflow.segmentation.run import segment
 from tests.code.test_cxr_lungs import xray
 from tests.code.test_lungs import SPACING, thorax
@@ -53,8 +53,9 @@ def scan(tmp_path: Path) -> tuple[dict, np.ndarray, np.ndarray]:
 def run(rows: list[dict], out: Path, settings: Segment | None = None, splits: pd.DataFrame = NO_ROLES) -> pd.DataFrame:
     manifest = conform(pd.DataFrame(rows))
     groups = pd.DataFrame({"image_id": manifest["image_id"], "group_id": manifest["image_id"]})
-    segment(manifest, splits, groups, settings or Segment(), out, seed=1, threads=1, workers=1)
-    return pd.read_parquet(out / "segment" / "ratio.parquet").set_index("image_id")
+    modality = rows[0]["modality"]
+    segment(modality, manifest, splits, groups, settings or Segment(), out, seed=1, threads=1, workers=1)
+    return places.ratios(out, modality).set_index("image_id")
 
 
 @pytest.mark.parametrize(("prefer", "origin"), [(False, "threshold"), (True, "source")])
@@ -69,7 +70,7 @@ def test_volume_ratio_is_taken_on_the_original_grid(
     assert found["infection_ml"] == pytest.approx(infection.sum() * millilitres)
     assert found["lung_ml"] == pytest.approx(lungs.sum() * millilitres, rel=1e-6 if prefer else 0.03)
     assert found["ratio"] == pytest.approx(found["infection_ml"] / found["lung_ml"])
-    path = masks.find(tmp_path / "segment" / "masks", "a-ct")
+    path = masks.find(places.masks(tmp_path, "ct_volume"), "a-ct")
     assert path is not None
     bits = masks.read(path)
     assert bits.shape == lungs.shape
@@ -103,12 +104,27 @@ def test_unknown_stays_unknown(tmp_path: Path, scan: tuple[dict, np.ndarray, np.
         {"image_id": "a-xray", "modality": "cxr", "source": "a", "path": image},
     ]
     found = run(rows, tmp_path)
+    assert not (tmp_path / "segment" / "cxr").exists(), "another modality's images are another stage's"
+    found = pd.concat([found, run(rows[::-1], tmp_path)])
     assert found["has_infection"].tolist() == [False] * 3
     assert found["infection_from"].tolist() == ["none"] * 3
     assert found["lung_from"].to_dict() == {"a-blank": "none", "a-known": "threshold", "a-xray": "none"}
     assert found["ratio"].isna().all()
     assert found.loc["a-blank", ["lung_ml", "infection_ml"]].isna().all()
-    assert masks.find(tmp_path / "segment" / "masks", "a-blank") is None
+    assert masks.find(places.masks(tmp_path, "ct_volume"), "a-blank") is None
+
+
+def test_a_modality_without_images_has_an_empty_table(tmp_path: Path) -> None:
+    row = {"image_id": "a-xray", "modality": "cxr", "source": "a", "path": "nowhere.png"}
+    manifest = conform(pd.DataFrame([row]))
+    groups = pd.DataFrame({"image_id": ["a-xray"], "group_id": ["a-xray"]})
+    contents = []
+    for _ in range(2):
+        segment("ct_slice", manifest, NO_ROLES, groups, Segment(), tmp_path, seed=1, threads=1, workers=1)
+        contents.append((places.segmented(tmp_path, "ct_slice") / "ratio.parquet").read_bytes())
+    assert places.ratios(tmp_path, "ct_slice").empty
+    assert list(places.masks(tmp_path, "ct_slice").iterdir()) == []
+    assert contents[0] == contents[1]
 
 
 def test_xrays_take_source_masks_first_and_the_network_second(tmp_path: Path) -> None:
@@ -131,17 +147,17 @@ def test_xrays_take_source_masks_first_and_the_network_second(tmp_path: Path) ->
     assert found[["lung_ml", "infection_ml"]].isna().all(axis=None)
     for number in (0, 37):
         image, lungs = xray(number, (80, 72))
-        path = masks.find(tmp_path / "segment" / "masks", f"a-{number:03d}")
+        path = masks.find(places.masks(tmp_path, "cxr"), f"a-{number:03d}")
         assert path is not None
         lung = masks.read(path) & masks.LUNG > 0
         assert cxr_lungs.dice(lung, lungs) > 0.8
         assert 0 < found.loc[f"a-{number:03d}", "ratio"] < 1
-    evidence = read_json(tmp_path / "segment" / "cxr_lungs.json")
+    evidence = read_json(tmp_path / "segment" / "cxr" / "cxr_lungs.json")
     assert evidence["mode"] == "held_out"
     assert evidence["trained_on"] == {"images": 30, "patients": 30}
     assert evidence["dice"]["patients"] == 6
     assert evidence["dice"]["mean"] > 0.8
-    cxr_lungs.load(tmp_path / "segment" / "cxr_lungs.safetensors")
+    cxr_lungs.load(tmp_path / "segment" / "cxr" / "cxr_lungs.safetensors")
     before = {path.name: path.read_bytes() for path in (tmp_path / "segment").rglob("*") if path.is_file()}
     run(rows, tmp_path, settings, roles)
     after = {path.name: path.read_bytes() for path in (tmp_path / "segment").rglob("*") if path.is_file()}
@@ -157,5 +173,5 @@ def test_a_mask_of_another_size_names_the_image_and_leaves_the_last_result(
     with pytest.raises(DataError, match="image a-ct cannot be segmented") as caught:
         run([wrong], tmp_path)
     assert str(tmp_path) not in str(caught.value)
-    assert (tmp_path / "segment" / "ratio.parquet").exists()
-    assert not (tmp_path / ".segment.partial").exists()
+    assert (tmp_path / "segment" / "ct_volume" / "ratio.parquet").exists()
+    assert not (tmp_path / ".segment-ct_volume.partial").exists()

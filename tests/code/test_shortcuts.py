@@ -19,6 +19,7 @@ from chestflow.evaluation.shortcut_probe import ask, out_of_fold
 from chestflow.evaluation.shortcut_views import VIEWS, describe
 from chestflow.files import write_parquet
 from chestflow.segmentation import masks as mask_files
+from chestflow.segmentation import places
 from tests.code.shortcut_sets import SIZE, answer, auroc, chance, cohort, lungs
 
 
@@ -175,7 +176,7 @@ def files(folder: Path, modality: str = "cxr") -> tuple[Params, Path]:
         pixels[2:5, 2:9] += 80 * (number % 2)
         cv2.imwrite(str(path), np.clip(pixels, 0, 255).astype(np.uint8))
         bits = cv2.resize(lungs().astype(np.uint8), (60, 60), interpolation=cv2.INTER_NEAREST)
-        mask_files.write(out / "segment" / "masks", image_id, bits)
+        mask_files.write(places.masks(out, modality), image_id, bits)
         label = "other_infection" if number == 42 else ("normal", "covid19")[number // 2 % 2]
         site = "north" if number % 2 else None  # the others' source is their set
         role = {40: "external", 41: "excluded"}.get(number, ("train", "tune", "test")[number % 3])

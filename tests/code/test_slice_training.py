@@ -8,8 +8,10 @@ import torch
 
 from chestflow.segmentation import slice_network
 from chestflow.segmentation.infection_evidence import compare, evidence, ratio_error
+from chestflow.segmentation.pseudo_label import Loop, Slices
 from chestflow.segmentation.slice_network import Schooling, Shape
 from chestflow.segmentation.training_loop import Course, rate
+from tests.code.infection_cases import small_slices
 
 
 def test_the_codes_schedule_falls_tenfold_each_epoch_from_the_50th() -> None:
@@ -38,6 +40,44 @@ def test_flips_and_sizes_treat_pictures_masks_and_kinds_alike() -> None:
     assert image.shape == larger.shape == (2, 1, 96, 96)
     assert larger.dtype == torch.long
     assert set(larger.unique().tolist()) <= {-1, 0, 1, 2}
+
+
+def trained(monkeypatch: pytest.MonkeyPatch, **settings: object) -> tuple[str, list[int], list[float]]:
+    """A real Inf-Net after one epoch on one batch: digest, sides that it saw, and each step's largest gradient."""
+    images = np.random.default_rng(3).integers(0, 90, (2, 64, 64)).astype(np.uint8)
+    targets = np.zeros((2, 1, 64, 64), np.uint8)
+    targets[:, :, 20:40, 16:44] = 255
+    images[:, 20:40, 16:44] += 120
+    sides, gradients, step = [], [], torch.optim.Adam.step
+
+    def watched(self: torch.optim.Adam, *rest: object) -> None:
+        values = (parameter.grad for group in self.param_groups for parameter in group["params"])
+        gradients.append(max(float(value.abs().max()) for value in values))
+        step(self, *rest)
+
+    loop = Loop(
+        Slices(images, targets), np.zeros((0, 64, 64), np.uint8), small_slices(lr=1e-3, flips=False, **settings),
+        seed=0, threads=1,
+    )  # fmt: skip
+    loop.model.network.register_forward_pre_hook(lambda _, given: sides.append(given[0].shape[-1]))
+    with monkeypatch.context() as patch:
+        patch.setattr(torch.optim.Adam, "step", watched)
+        found = loop.run()
+    return slice_network.digest(found.model.network.state_dict()), sides, gradients
+
+
+def test_scales_clipping_and_weighting_come_from_the_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, sides, free = trained(monkeypatch, clip_value=None)
+    assert sides == [64]
+    assert free[0] > 1e-3
+    _, sides, bounded = trained(monkeypatch, clip_value=1e-3, scales=[1.0, 1.5, 2.0])
+    assert sides == [64, 96, 128]
+    assert len(bounded) == 3, "each scale is a step of its own"
+    assert all(value == pytest.approx(1e-3) for value in bounded)
+    cancelled, _, other = trained(monkeypatch, clip_value=None, weighting="cancelled")
+    assert cancelled != plain
+    assert other != free
+    assert trained(monkeypatch, clip_value=None)[0] == plain, "the same settings give the same weights"
 
 
 def test_kinds_of_lesion_train_the_second_head() -> None:

@@ -35,7 +35,7 @@ def only_run() -> Any:
 
 
 def test_the_segmenters_training_is_seen_as_it_goes_and_its_evidence_at_the_end(root: Path) -> None:
-    with infection_run(PARAMS) as log:
+    with infection_run(PARAMS, "ct_slice") as log:
         assert log is not None
         log("ct_slice/final/training 0: first", {"loss": 0.9}, 1)
         log("ct_slice/final/training 0: first", {"loss": 0.8}, 2)
@@ -43,8 +43,8 @@ def test_the_segmenters_training_is_seen_as_it_goes_and_its_evidence_at_the_end(
         assert "infection/ct_slice/dice" not in only_run().data.metrics
         said = taken_outs.write_infection(root / "out")
     found, client = only_run(), store.connect()
-    assert (found.info.run_name, found.info.status) == ("infection", "FINISHED")
-    assert found.data.tags["stage"] == "infection"
+    assert (found.info.run_name, found.info.status) == ("infection@ct_slice", "FINISHED")
+    assert found.data.tags["stage"] == "infection@ct_slice"
     assert found.data.tags["mlflow.source.name"] == "stages/infection.py"
     assert found.data.tags["phantom"] == "no"
     losses = client.get_metric_history(found.info.run_id, "ct_slice/final/training-0-first/loss")
@@ -61,10 +61,10 @@ def test_a_killed_segmenters_run_is_resumed_while_nothing_has_changed(root: Path
     def stopped(*_: object) -> None:
         raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt), infection_run(PARAMS) as log:
+    with pytest.raises(KeyboardInterrupt), infection_run(PARAMS, "ct_slice") as log:
         stopped(log("ct_slice/final/training 0: first", {"loss": 0.9}, 1))
     assert only_run().info.status == "KILLED"
-    with infection_run(PARAMS) as log:
+    with infection_run(PARAMS, "ct_slice") as log:
         log("ct_slice/final/training 0: first", {"loss": 0.9}, 1)
         log("ct_slice/final/training 0: first", {"loss": 0.8}, 2)
         taken_outs.write_infection(root / "out")
@@ -81,7 +81,7 @@ def test_the_stages_log_names_modality_network_and_training(tmp_path: Path, monk
     settings = Infection.model_validate({"ct_slice": {**own, "pseudo": pseudo}})
     said = []
     fit_infection(
-        manifest, splits, groups, settings, Segment(), tmp_path, seed=1, threads=1, workers=1,
+        "ct_slice", manifest, splits, groups, settings, Segment(), tmp_path, seed=1, threads=1, workers=1,
         log=lambda what, figures, step: said.append((what, step)),
     )  # fmt: skip
     assert len(set(said)) == len(said)  # no two curves share a name
@@ -94,7 +94,7 @@ def test_without_sets_nothing_is_recorded_and_no_store_is_asked(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(store, "connect", lambda: pytest.fail("the store was asked"))
-    with infection_run(taken_outs.params(infection={}), out=tmp_path, checkpoints=tmp_path) as log:
+    with infection_run(taken_outs.params(infection={}), "ct_slice", out=tmp_path, checkpoints=tmp_path) as log:
         assert log is None
 
 
@@ -105,7 +105,7 @@ def test_a_store_that_is_gone_at_the_end_does_not_cost_the_stage(
         raise TrackingError("the server is gone")
 
     monkeypatch.setattr(stage_runs, "attach_infection", refuse)
-    with infection_run(PARAMS):
+    with infection_run(PARAMS, "ct_slice"):
         taken_outs.write_infection(root / "out")
     assert capsys.readouterr().err.count("the server is gone") == 1
     assert only_run().info.status == "FINISHED"
@@ -126,13 +126,13 @@ def test_a_pretraining_shows_its_settings_its_curve_and_its_images(root: Path) -
 
 
 def test_withdrawals_find_these_runs_and_comparisons_leave_them_out(root: Path) -> None:
-    with infection_run(PARAMS):
+    with infection_run(PARAMS, "ct_slice"):
         taken_outs.write_infection(root / "out")
     with pretraining_run(PARAMS, "moco"):
         taken_outs.write_pretraining(root / "out")
     assert [(saw.name, saw.roles) for saw in seen.runs_that_saw("p-a-0")] == [
-        ("infection", ("masks",)), ("pretrain@moco", ("pretrain",)),
+        ("infection@ct_slice", ("masks",)), ("pretrain@moco", ("pretrain",)),
     ]  # fmt: skip
-    assert ("infection", ("unlabelled",)) in [(saw.name, saw.roles) for saw in seen.runs_that_saw("p-b-0")]
+    assert ("infection@ct_slice", ("unlabelled",)) in [(saw.name, saw.roles) for saw in seen.runs_that_saw("p-b-0")]
     assert seen.runs_that_saw("p-a-2") == []
     assert comparison.newest(PARAMS) == []

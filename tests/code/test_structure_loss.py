@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from chestflow.imaging.regions import edge_map
+from chestflow.losses import structure
 from chestflow.losses.structure import (
     UNLABELLED,
     border_weight,
@@ -268,3 +269,17 @@ def test_pixels_without_a_known_kind_are_left_out() -> None:
     nothing.backward()
     assert nothing.item() == 0
     assert not logits.grad.any()
+
+
+@pytest.mark.parametrize("weighting", ["applied", "cancelled"])
+def test_maps_share_their_masks_weight_with_the_same_numbers(weighting: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    mask = blob() * 0.8
+    o = output(mask)
+    alone = [structure_loss(z, mask, weighting) for z in o.maps]
+    asked = []
+    monkeypatch.setattr(structure, "border_weight", lambda m: asked.append(m) or border_weight(m))
+    shared = deep_supervision_loss(o, mask, weighting=weighting).maps
+    assert len(asked) == 1
+    assert all(torch.equal(a, b) for a, b in zip(alone, shared, strict=True))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert all(x.dtype == torch.float32 for x in deep_supervision_loss(o, mask, weighting=weighting).maps)

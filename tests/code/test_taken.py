@@ -136,10 +136,10 @@ def test_the_card_of_a_run_that_takes_nothing_over_is_as_it_was() -> None:
 
 
 def test_what_taught_the_segmenter_counts_as_learned_from(root: Path) -> None:
-    roles = provenance.infection_images(PARAMS, OUT).set_index("image_id")["role"].to_dict()
+    roles = provenance.infection_images(PARAMS, OUT, "ct_slice").set_index("image_id")["role"].to_dict()
     assert roles == {"a-0": "masks", "a-1": "masks", "b-0": "unlabelled"}
     assert provenance.infection_images(PARAMS, OUT, "ct_volume").empty
-    assert provenance.infection_images(taken_outs.params(infection={}), OUT).empty
+    assert provenance.infection_images(taken_outs.params(infection={}), OUT, "ct_slice").empty
     alone = taken_outs.params(cohorts={"slices": {"sets": ["covid_ct"], "modality": "ct_slice"}})
     splits = provenance.read_parquet(OUT / "splits.parquet")
     splits[splits["image_id"] != "b-0"].to_parquet(OUT / "splits.parquet")

@@ -14,6 +14,7 @@ import torch
 from chestflow.config_runs import Tau
 from chestflow.errors import ConfigError
 from chestflow.files import read_json
+from chestflow.training import uses
 from chestflow.training.run import train_run
 from chestflow.tuning import tau as tuning
 from chestflow.tuning.studies import Axis, run_study
@@ -57,6 +58,7 @@ def test_it_trains_writes_and_the_run_takes_what_it_chose(root: Path) -> None:
     # a finished study trains nothing and writes the same bytes
     assert tuned(root, params()) == found
     assert (root / "out/tune/tau/known/0.json").read_bytes() == before
+    assert read_json(root / "out/tau/known/0.json") == {"tau": found["tau"]}
     description = train_run(params(answers="heat"), "known", 0, root / "out", root / "c")
     assert description["input"]["uses"]["tau"] == found["tau"]
 
@@ -145,6 +147,16 @@ def test_a_gain_beyond_doubt_puts_the_tuned_value_in_use(root: Path, quick: list
     assert narrow["tau"] == 0.75
 
 
+def test_the_whole_range_can_be_searched(root: Path, quick: list[float]) -> None:
+    found = tuned(root, params({**SEARCH, "range": (0.0, 1.0), "trials": 20, "pruning": False}))
+    assert found["range"] == [0.0, 1.0]
+    assert found["trials"][0]["values"] == {"tau": 0.75}
+    assert all(0 <= tau <= 1 for tau in quick)
+    assert min(quick) < 0.3
+    assert max(quick) > 0.95
+    assert Tau(range=(0.0, 1.0)).range == (0.0, 1.0)
+
+
 def test_values_that_change_nothing_leave_the_papers_in_use(root: Path, monkeypatch: Any) -> None:
     def alike(self: Trials, tau: float, report: Any) -> Trained:
         z = np.random.default_rng(1).normal(0, 1, len(self.target))
@@ -154,6 +166,23 @@ def test_values_that_change_nothing_leave_the_papers_in_use(root: Path, monkeypa
     found = tuned(root, params(SEARCH))
     assert (found["use"], found["tau"]) == ("paper", 0.75)
     assert found["gain"]["lo"] == found["gain"]["hi"] == 0
+
+
+def test_another_range_that_ends_at_the_same_value_changes_nothing_that_training_takes(
+    root: Path, monkeypatch: Any
+) -> None:
+    def alike(self: Trials, tau: float, report: Any) -> Trained:
+        z = np.random.default_rng(1).normal(0, 1, len(self.target))
+        return Trained(np.array([0.5]), np.stack([0 * z, z], 1).astype(np.float32))
+
+    monkeypatch.setattr(Trials, "_train", alike)
+    searches, taken = [], []
+    for low in (0.3, 0.5):
+        given = params({**SEARCH, "range": (low, 0.95)})
+        searches.append(tuned(root, given, f"c{low}"))
+        taken.append(uses.fingerprint(given, "known", 0, root / "out"))
+    assert searches[0] != searches[1]
+    assert taken[0] == taken[1]
 
 
 def test_only_the_train_and_tune_roles_are_read(root: Path) -> None:

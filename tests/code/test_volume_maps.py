@@ -13,6 +13,7 @@ from chestflow.config import Params, parse
 from chestflow.evaluation.heatmap_grid import CELL
 from chestflow.evaluation.volume_maps import failures, typical, volume_grids
 from chestflow.files import write_json, write_parquet
+from chestflow.segmentation import places
 
 SHAPE, COUNT = (8, 16, 16), 8
 TARGET = np.array([1, 1, 1, 1, 1, 0, 0, 0])
@@ -22,11 +23,12 @@ CUTS = [0.005, 0.03]
 RECIPE = {"modality": "ct_volume", "size": list(SHAPE), "spacing_mm": [1.0, 1.0, 1.0]}
 
 
-def params() -> Params:
+def params(folds: int = 1) -> Params:
     attended = {"plain": False, "even": True, "sized": True}
     return parse(
         {
             "profile": "tiny",
+            "folds": list(range(folds)),
             "data": {"sets": ["phantom"]},
             "cohorts": {"ct": {"sets": ["phantom"], "modality": "ct_volume"}},
             "recipes": {"small": RECIPE},
@@ -42,7 +44,7 @@ def params() -> Params:
     )
 
 
-def write(out: Path, p: np.ndarray, without: tuple[str, ...] = ("ratio",)) -> None:
+def write(out: Path, p: np.ndarray, without: tuple[str, ...] = ("ratio",), origin: str = "source") -> None:
     """A pack whose volumes have their lesion in slice 4, and answers ``p`` (run, image) with maps hot in slice 1."""
     pack = out / "packs" / "small"
     pack.mkdir(parents=True)
@@ -53,15 +55,24 @@ def write(out: Path, p: np.ndarray, without: tuple[str, ...] = ("ratio",)) -> No
     index = {"row": range(COUNT), "image_id": IDS, "has_lung": False, "has_infection": ~np.isnan(RATIO)}
     write_parquet(pack / "index.parquet", pd.DataFrame(index))
     write_json(pack / "recipe.json", RECIPE)
+    table = pd.DataFrame({"image_id": IDS, "ratio": RATIO, "infection_from": origin})
+    write_parquet(places.segmented(out, "ct_volume") / "ratio.parquet", table)
     cases = pd.DataFrame({"fold": 0, "image_id": IDS, "target": TARGET, "ratio": RATIO})
-    for run, own in zip(params().runs, p, strict=True):
-        folder = out / "predictions" / run / "0"
-        write_parquet(folder / "test.parquet", pd.DataFrame({"image_id": IDS, "p_cap": 1 - own, "p_covid19": own}))
+    for run in params().runs:
+        write_parquet(out / "evaluate" / run / "cases.parquet", cases)
+    answer(out, 0, p, list(range(COUNT)), without)
+
+
+def answer(out: Path, fold: int, p: np.ndarray, tested: list[int], without: tuple[str, ...] = ("ratio",)) -> None:
+    """Answers ``p`` (run, image) of a fold to the images that it tests, with maps hot in slice 1."""
+    for run, own in zip(params().runs, p[:, tested], strict=True):
+        folder = out / "predictions" / run / str(fold)
+        ids = [IDS[i] for i in tested]
+        write_parquet(folder / "test.parquet", pd.DataFrame({"image_id": ids, "p_cap": 1 - own, "p_covid19": own}))
         if run not in without:
-            heat = np.zeros((COUNT, 3, 4, 4), np.float16)
+            heat = np.zeros((len(tested), 3, 4, 4), np.float16)
             heat[:, 0, 1, 1] = 1
             np.save(folder / "attention.npy", heat)
-        write_parquet(out / "evaluate" / run / "cases.parquet", cases)
 
 
 #: the first COVID-19 case is false for all three networks with maps, the second for two of them
@@ -85,13 +96,54 @@ def test_a_case_of_each_ratio_group_then_what_all_answer_falsely(tmp_path: Path)
         "covid19, ratio 0.0010",
         "covid19, ratio 0.0100",
         "covid19, ratio 0.0400",
-        "cap, ratio 0.0400, all answer falsely",  # the surest false answers come first
-        "covid19, ratio 0.0010, all answer falsely",
+        "cap, ratio 0.0400, all answer falsely (fold 0)",  # the surest false answers come first
+        "covid19, ratio 0.0010, all answer falsely (fold 0)",
     ]
     for _, cells in found.rows:
         assert [cell.caption.split(":")[0] for cell in cells[1:]] == found.runs
         assert cells[0].caption.startswith("slice 4 of 8")  # where the lesion is, and not where the heat is
     assert found.rows[4][1][1].caption == "plain: p = 0.10"
+
+
+def test_false_answers_come_from_every_fold_with_its_own_networks(tmp_path: Path) -> None:
+    write(tmp_path, ANSWERS)
+    answer(tmp_path, 0, ANSWERS, [0, 1, 2, 5])
+    later = np.where(TARGET == 1, 0.9, 0.1)[None].repeat(4, 0)
+    later[:, 6] = [0.95, 0.97, 0.99, 0.1]
+    answer(tmp_path, 1, later, [3, 4, 6, 7])
+    for run in params().runs:
+        cases = pd.DataFrame({"fold": [0, 0, 0, 1, 1, 0, 1, 1], "image_id": IDS, "target": TARGET, "ratio": RATIO})
+        write_parquet(tmp_path / "evaluate" / run / "cases.parquet", cases)
+    (found,) = volume_grids(params(folds=2), tmp_path)
+    assert [label for label, _ in found.rows] == [
+        "covid19, ratio 0.0010",  # the typical ones are of the first fold alone
+        "covid19, ratio 0.0100",
+        "cap, ratio 0.0100, all answer falsely (fold 1)",
+        "covid19, ratio 0.0010, all answer falsely (fold 0)",
+    ]
+    assert [cell.caption for cell in found.rows[2][1][1:]] == ["plain: p = 0.95", "even: p = 0.97", "sized: p = 0.99"]
+    assert "then of all folds up to 2" in found.note
+
+
+def test_a_shared_test_image_is_shown_once_by_the_fold_that_is_surest(tmp_path: Path) -> None:
+    write(tmp_path, ANSWERS)
+    worse = ANSWERS.copy()
+    worse[:, 0] = 0.02
+    answer(tmp_path, 1, worse, list(range(COUNT)))
+    (found,) = volume_grids(params(folds=2), tmp_path)
+    false = [(label, cells[1].caption) for label, cells in found.rows if "falsely" in label]
+    assert false == [
+        ("covid19, ratio 0.0010, all answer falsely (fold 1)", "plain: p = 0.02"),
+        ("cap, ratio 0.0400, all answer falsely (fold 0)", "plain: p = 0.80"),
+    ]
+
+
+def test_what_a_network_marked_has_no_line_and_chooses_no_slice(tmp_path: Path) -> None:
+    write(tmp_path, ANSWERS, origin="network")
+    cell = volume_grids(params(), tmp_path)[0].rows[0][1][0]
+    assert not cell.caption.startswith("slice 4 of")
+    blue, green, red = np.moveaxis(cv2.imdecode(np.frombuffer(cell.content, np.uint8), 1).astype(int), -1, 0)
+    assert not (blue + green - 2 * red > 120).any()
 
 
 def test_pictures_are_small_and_the_lesion_is_outlined(tmp_path: Path) -> None:

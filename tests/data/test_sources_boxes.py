@@ -17,7 +17,7 @@ from chestflow.data.packs import Pack
 from chestflow.data.sources.base import Reject, Row, read_rows
 from chestflow.data.sources.nih import label_of
 from chestflow.errors import DataError
-from chestflow.segmentation import masks
+from chestflow.segmentation import masks, places
 from chestflow.segmentation.run import segment
 from chestflow.training.loader import Reader
 from tests.code.image_files import picture, write_dicom, write_png
@@ -181,17 +181,17 @@ def segmented(tmp_path: Path) -> tuple[Path, pd.DataFrame]:
     manifest.to_parquet(tmp_path / "manifest.parquet")
     manifest = pd.read_parquet(tmp_path / "manifest.parquet")  # lists come back as arrays
     groups = manifest[["image_id"]].assign(group_id=manifest["image_id"])
-    segment(manifest, NO_ROLES, groups, Segment(), tmp_path, seed=1, threads=1, workers=1)
+    segment("cxr", manifest, NO_ROLES, groups, Segment(), tmp_path, seed=1, threads=1, workers=1)
     return tmp_path, manifest
 
 
 def test_a_box_is_in_the_mask_and_in_no_figure(segmented: tuple[Path, pd.DataFrame]) -> None:
     out, _ = segmented
-    ratio = pd.read_parquet(out / "segment" / "ratio.parquet").set_index("image_id")
+    ratio = places.ratios(out, "cxr").set_index("image_id")
     assert ratio["infection_from"].to_dict() == {"s-both": "source", "s-box": "boxes", "s-no": "none"}
     assert ratio["has_infection"].to_dict() == {"s-both": True, "s-box": False, "s-no": False}
     assert ratio["ratio"].notna().to_dict() == {"s-both": True, "s-box": False, "s-no": False}
-    path = masks.find(out / "segment" / "masks", "s-box")
+    path = masks.find(places.masks(out, "cxr"), "s-box")
     assert path is not None
     bits = masks.read(path)
     assert bits.shape == (40, 48)  # the original grid
@@ -199,7 +199,7 @@ def test_a_box_is_in_the_mask_and_in_no_figure(segmented: tuple[Path, pd.DataFra
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (30, 37, 20, 29)
     # The box sticks out of the lungs below, and the lungs stay as they were drawn.
     assert ((bits & masks.LUNG) > 0).sum() == 30 * 36
-    both = masks.find(out / "segment" / "masks", "s-both")
+    both = masks.find(places.masks(out, "cxr"), "s-both")
     assert both is not None
     assert ((masks.read(both) & masks.INFECTION) > 0).sum() == 100  # the outline alone
 
@@ -207,7 +207,7 @@ def test_a_box_is_in_the_mask_and_in_no_figure(segmented: tuple[Path, pd.DataFra
 def test_training_never_sees_a_box(segmented: tuple[Path, pd.DataFrame]) -> None:
     out, manifest = segmented
     recipe = {"modality": "cxr", "size": [20, 24], "clahe": None, "keep": "all", "keep_aspect": False}
-    pack_building.build(manifest, recipe, out / "segment" / "masks", out / "pack", workers=1)
+    pack_building.build(manifest, recipe, places.masks(out, "cxr"), out / "pack", workers=1)
     pack = Pack.open(out / "pack")
     index = pack.index.set_index("image_id")
     assert (pack.masks[int(index.loc["s-box", "row"])] & masks.INFECTION).any()

@@ -14,6 +14,7 @@ from chestflow.data.packs import Pack
 from chestflow.files import write_json, write_parquet
 from chestflow.methods import registry
 from chestflow.methods.registry import InputSpec
+from chestflow.segmentation import places
 
 METHOD = registry.get("multi_knowledge")
 CLASSES = ("rest", "covid19")
@@ -81,8 +82,9 @@ def write_workspace(out: Path, params: Any, n: int = 36) -> None:
     split = pd.DataFrame({"cohort": "slices", "fold": 0, "image_id": ids, "group_id": ids, "role": roles})
     write_parquet(out / "splits.parquet", split)
     label = np.where(target == 1, "covid19", "normal")
-    write_parquet(out / "manifest.parquet", pd.DataFrame({"image_id": ids, "patient_id": None, "label": label}))
-    write_parquet(out / "segment" / "ratio.parquet", pd.DataFrame({"image_id": ids, "ratio": np.nan}))
+    manifest = pd.DataFrame({"image_id": ids, "patient_id": None, "label": label, "modality": "ct_slice"})
+    write_parquet(out / "manifest.parquet", manifest)
+    write_parquet(places.segmented(out, "ct_slice") / "ratio.parquet", pd.DataFrame({"image_id": ids, "ratio": np.nan}))
     folder = out / "packs" / "ct"
     folder.mkdir(parents=True)
     np.save(folder / "data.npy", pack.data)

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from chestflow.errors import TrainingError
 from chestflow.imaging.images import Radiograph, Unreadable, Volume
 from chestflow.serving import abstention, inputs
+from tests import toy
 from tests.model import bundles, toy_models
 
 KNOWN = {"lung_area_range": torch.tensor([0.1, 0.3])}
@@ -54,6 +55,19 @@ def test_the_rate_has_wilsons_interval() -> None:
 def test_distances_relate_to_the_threshold() -> None:
     found = {"mean": torch.zeros(2), "precision": torch.eye(2), "threshold": torch.tensor(2.0)}
     assert abstention.relative_distances(np.array([[3.0, 4.0], [0.0, 1.0]]), found) == pytest.approx([2.5, 0.5])
+
+
+def test_a_volume_without_lungs_is_judged_as_one_of_no_lung() -> None:
+    pack, _ = toy.make_pack(3, (6, 8, 8))
+    pack.index = pack.index.assign(has_lung=[True, False, True])
+    pack.masks[1] = 0
+    images = pack.index["image_id"].tolist()
+    shares = abstention._lung_shares(pack, images)
+    assert shares[1] == 0.0
+    assert min(shares[0], shares[2]) > 0
+    assert abstention.verdict([0.5], [shares[1]], [KNOWN])[0] == "lung_area"
+    pack.recipe["modality"] = "ct_slice"  # lungs of slices need not be known
+    assert abstention._lung_shares(pack, images)[1] is None
 
 
 @pytest.mark.parametrize("name", ["plain", "pair"])

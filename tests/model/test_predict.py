@@ -14,9 +14,9 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from chestflow.cli.predict import overlay_names, predict
+from chestflow.cli.predict import _table, overlay_names, predict
 from chestflow.errors import ChestflowError, TrainingError
-from chestflow.serving.answer import Predictor
+from chestflow.serving.answer import Answer, Predictor
 from chestflow.serving.bundle import Weighting
 from chestflow.tracking import registry
 from tests import stores
@@ -160,6 +160,23 @@ def test_a_damaged_model_is_no_answer(tmp_path: Path, files: Files) -> None:
 
 def test_two_files_of_one_name_keep_two_overlays() -> None:
     assert overlay_names([Path("a/x.png"), Path("b/x.dcm"), Path("y.nii.gz")]) == ["x", "x-2", "y"]
+
+
+def test_the_table_says_where_a_ratio_comes_from(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    known = {"status": "answered", "model": "m", "label": "covid19", "probability": 0.9, "network": "ensemble"}
+    _table(
+        [Answer("a", **known, ratio=0.0123, ratio_from="network"), Answer("b", **known, ratio=0.02, ratio_from="mask")]
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert any("ratio from" in line for line in lines)
+    first, second = (next(line.split() for line in lines if line.split()[:1] == [name]) for name in "ab")
+    assert first[-3:] == ["0.0123", "network", "ensemble"]
+    assert second[-3:] == ["0.0200", "mask", "ensemble"]
+    _table([Answer("a", **{**known, "network": "single"})])
+    assert "ratio" not in capsys.readouterr().out
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ import pytest
 
 from chestflow.errors import TrainingError
 from chestflow.imaging.images import Radiograph, Volume
-from chestflow.segmentation import infection, slice_network
+from chestflow.segmentation import infection, places, slice_network
 from chestflow.segmentation.infection import InfectionSegmenter, Segmenter
 from chestflow.serving import bundle
 from chestflow.serving.answer import Answer, Predictor
@@ -70,17 +70,19 @@ def test_a_raw_volume_gets_its_own_ratio_and_the_whole_ensemble(
     assert segmenter.asked == 1
 
 
-@pytest.mark.parametrize("w", [0.0, 0.25, 1.0])
-def test_the_weight_follows_that_ratio(segmenter: Threshold, volume: Path, tmp_path: Path, w: float) -> None:
+def test_the_weight_follows_that_ratio(segmenter: Threshold, volume: Path, tmp_path: Path) -> None:
     """With w at both ends of the range and 1 between, only the ratio decides which network is heard."""
-    rule = Weighting(w_extreme=w, w_middle=1.0, cut_low=0.001, cut_high=0.03)
-    heard = pair(tmp_path / "a", segments=True, weighting=rule).answer(volume).probability
-    alone = [
-        pair(tmp_path / str(v), segments=True, weighting=Weighting(v, v, 0.001, 0.03)).answer(volume).probability
-        for v in (0.0, 1.0)
-    ]
-    assert heard == pytest.approx(w * alone[1] + (1 - w) * alone[0], abs=1e-6)
-    assert alone[0] != pytest.approx(alone[1], abs=1e-4)
+    predictor = pair(tmp_path / "b", segments=True)
+    given = predictor.bundle
+
+    def heard(w: float, middle: float) -> float:
+        predictor.bundle = replace(given, weighting=Weighting(w, middle, 0.001, 0.03))
+        return float(predictor.answer(volume).probability)  # type: ignore[arg-type]
+
+    balanced, uniform = heard(0.0, 0.0), heard(1.0, 1.0)
+    assert balanced != pytest.approx(uniform, abs=1e-4)
+    for w in (0.0, 0.25, 1.0):
+        assert heard(w, 1.0) == pytest.approx(w * uniform + (1 - w) * balanced, abs=1e-6)
 
 
 def test_the_callers_mask_wins(segmenter: Threshold, volume: Path, tmp_path: Path) -> None:
@@ -146,13 +148,9 @@ def test_a_bundle_holds_the_segmenter_of_its_modality_where_it_is_needed(tmp_pat
     out = tmp_path / "out"
     shutil.copytree(toy_models.trained() / "out", out)
     small = slice_network.Shape("resnet18", 8, 64)
-    networks = {
-        "ct_volume": Segmenter(slice_network.build(small), 0.5, (-1350.0, 150.0)),
-        "ct_slice": Segmenter(slice_network.build(small)),
-    }
-    infection.save(
-        InfectionSegmenter(networks, {"ct_volume": [networks["ct_volume"]] * 2}, {"ct_volume": {}}), out / "infection"
-    )
+    network = Segmenter(slice_network.build(small), 0.5, (-1350.0, 150.0))
+    whole = InfectionSegmenter({"ct_volume": network}, {"ct_volume": [network] * 2}, {"ct_volume": {}})
+    infection.save(whole, places.infection(out, "ct_volume"))
     for name, needed in (("pair", True), ("even", False), ("plain", False)):
         described = describe(toy_models.params(), name, out)
         assert described.reads_infection is needed, name

@@ -11,6 +11,7 @@ from chestflow.errors import ConfigError, TrainingError
 from chestflow.imaging.cam import grad_cam
 from chestflow.methods import registry
 from chestflow.methods.registry import InputSpec
+from chestflow.nn.knowledge_input import input_layer
 from chestflow.nn.nu_svm import NuSvm, nu_bound
 from chestflow.training import engine
 from chestflow.training.phases import apply_freezing
@@ -103,6 +104,16 @@ def test_defaults_and_what_deviates_from_the_published_code():
     literal = {"weights": "imagenet", "gamma": 0.00988, "standardise": False}
     assert {row["name"]: row["paper"] for row in rows} == literal
     assert registry.deviations(METHOD, registry.completed(METHOD, literal)) == []
+
+
+def test_it_sees_what_a_pretraining_saw():
+    """A pretraining's statistics are the same as those of the runs that start from it."""
+    halves = torch.tensor([0.0, 255.0]).repeat(1, 1, 2, 2)
+    seen = network(normalise="selftrans").input(halves)
+    assert seen.unique().tolist() == pytest.approx([-0.4527 / 0.3317, 0.5473 / 0.3317], abs=1e-5)
+    assert torch.equal(seen, input_layer("selftrans", 1)(halves))
+    with pytest.raises(ConfigError, match="choose one of"):
+        config(normalise="zscore_column")
 
 
 @pytest.mark.parametrize(("backbone", "width"), [("densenet121", 1024), ("densenet169", 1664), ("densenet201", 1920)])

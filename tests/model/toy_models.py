@@ -19,6 +19,7 @@ from chestflow.config import Params, parse
 from chestflow.data.recipes import apply
 from chestflow.files import write_json, write_parquet
 from chestflow.imaging.images import Radiograph, Volume
+from chestflow.segmentation import places
 from chestflow.segmentation.lungs import segment_ct
 
 ROLES = ["train"] * 28 + ["tune"] * 24 + ["test"] * 12
@@ -104,14 +105,21 @@ def write_xray(path: Path, pixels: np.ndarray) -> Path:
 
 
 def write_outs(out: Path, folds: int = 1, source: str = "phantom", licence: str | None = "CC0-1.0") -> None:
-    """What the stages before training leave."""
+    """What the stages before training leave, drawn once a session and copied."""
+    shutil.copytree(_drawn(folds, source, licence), out, dirs_exist_ok=True)
+
+
+@cache
+def _drawn(folds: int, source: str, licence: str | None) -> Path:
+    out = Path(tempfile.mkdtemp(prefix="chestflow-outs-"))
+    atexit.register(shutil.rmtree, out, ignore_errors=True)
     settings = params(source)
-    rows, splits, ratios = [], [], []
+    rows, splits = [], []
     for modality, recipe, cohort, other in (
         ("cxr", "small", "xrays", "normal"),
         ("ct_volume", "cube", "cts", "cap"),
     ):
-        data, masks, index = [], [], []
+        data, masks, index, ratios = [], [], [], []
         plain = settings.recipes[recipe].model_dump(mode="json")
         for i in range(len(ROLES)):
             covid, image_id = i % 2 == 1, f"{modality}-{i:04d}"
@@ -151,10 +159,11 @@ def write_outs(out: Path, folds: int = 1, source: str = "phantom", licence: str 
         np.save(folder / "masks.npy", np.stack(masks))
         write_parquet(folder / "index.parquet", pd.DataFrame(index))
         write_json(folder / "recipe.json", plain)
+        write_parquet(places.segmented(out, modality) / "ratio.parquet", pd.DataFrame(ratios))
     manifest = pd.DataFrame(rows)
     write_parquet(out / "manifest.parquet", manifest.astype({"commercial_use": "boolean", "licence": "str"}))
     write_parquet(out / "splits.parquet", pd.DataFrame(splits))
-    write_parquet(out / "segment" / "ratio.parquet", pd.DataFrame(ratios))
+    return out
 
 
 def evaluation(auroc_lo: float = 0.85, **changes: Any) -> dict[str, Any]:

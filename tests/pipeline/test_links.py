@@ -24,12 +24,24 @@ def _rows(root: Path, query: str) -> list[tuple]:
         return database.execute(query).fetchall()
 
 
+def _candidates(root: Path) -> dict[str, int]:
+    """Each registered model and the version that its alias ``candidate`` names."""
+    query = "select a.name, a.version from registered_model_aliases a join model_versions v"
+    return dict(_rows(root, f"{query} on a.name = v.name and a.version = v.version where a.alias = 'candidate'"))
+
+
 @pytest.fixture
 def copy(tiny: Repository, tmp_path: Path) -> Repository:
     """The tiny repository with all its results, to be changed freely."""
     root = tmp_path / "chestflow"
     shutil.copytree(tiny.root, root, symlinks=True)
     return Repository(root)
+
+
+def test_every_run_and_ensemble_is_registered(tiny: Repository) -> None:
+    values = yaml.safe_load((tiny.root / "params.yaml").read_text())
+    names = [*values["runs"], *values["ensembles"]]
+    assert _candidates(tiny.root) == {f"chestflow-{name}": 1 for name in names}
 
 
 def test_a_run_cache_hit_brings_the_run_back(copy: Repository) -> None:
@@ -64,8 +76,7 @@ def test_a_clone_that_pulled_gets_its_runs_and_models_back(tiny: Repository, tmp
     run_id = _run_id(clone.root)
     tags = dict(_rows(clone.root, f"select key, value from tags where key like '%restored%' or value = '{run_id}'"))
     assert tags, "the run was not re-created and marked"
-    models = {name for (name,) in _rows(clone.root, "select name from registered_models")}
-    assert "chestflow-dual_sampling" in models
+    assert _candidates(clone.root) == _candidates(tiny.root)
     assert "Running stage" not in clone.run("dvc", "repro", "--dry", "evaluate@dual_sampling").stdout
 
 

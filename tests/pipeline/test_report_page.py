@@ -8,9 +8,25 @@ from pathlib import Path
 import pytest
 
 from tests.pipeline.conftest import Repository
+from tests.pipeline.test_tiny import NAMES, VOLUMES, XRAYS
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--no-first-run"]
+
+
+#: Of each grid of heat maps: its task, its columns, and how many rows of pictures it has.
+GRIDS = """[...document.querySelectorAll('#maps ~ h3')].filter(h => h.textContent.startsWith('Task ')).map(h => {
+    const table = h.nextElementSibling.querySelector('table');
+    return table && {task: h.textContent.slice(5), columns: [...table.tHead.rows[0].cells].map(c => c.textContent),
+                     rows: [...table.tBodies[0].rows].map(r => r.querySelectorAll('img').length)};
+}).filter(g => g)"""
+#: The papers' significance tests: the printed rows and ours in their place.
+SIGNIFICANCE = """[...document.querySelectorAll('h3, h4')].filter(h => h.textContent.includes('significance tests'))
+    .flatMap(h => [...h.nextElementSibling.querySelectorAll('tbody tr')])
+    .map(r => [...r.cells].map(c => c.textContent))"""
+
+#: The first cells of the table of tuned thresholds.
+TAUS = """[...document.querySelector('#tau ~ .scroll').querySelectorAll('tbody tr')].map(r => r.cells[0].textContent)"""
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
@@ -30,6 +46,9 @@ def test_the_page_shows_everything(tiny: Repository, tmp_path: Path, width: int,
         pictures = page.evaluate("document.images.length")
         overflow = page.evaluate("document.documentElement.scrollWidth - window.innerWidth")
         headings = page.evaluate("[...document.querySelectorAll('h2')].map(h => h.textContent)")
+        grids = page.evaluate(GRIDS)
+        tests = page.evaluate(SIGNIFICANCE)
+        taus = page.evaluate(TAUS)
         text = page.inner_text("body")
         page.screenshot(path=tmp_path / "page.png", full_page=True)
         browser.close()
@@ -37,8 +56,22 @@ def test_the_page_shows_everything(tiny: Repository, tmp_path: Path, width: int,
     assert not broken
     assert pictures >= 12
     assert overflow <= 0, "the page scrolls sideways"
-    for name in ("Summary", "Data", "Warnings", "dual_sampling", "covidnet_r18_d", "Comparison between methods"):
+    for name in ("Summary", "Data", "Warnings", "Shortcuts", "Infection masks", "Pretraining without labels", *NAMES):
         assert name in headings
+    for name in ("Tuned thresholds of the heat map (tau)", "Heat maps side by side", "Comparison between methods"):
+        assert name in headings
+    maps = {grid["task"]: grid for grid in grids}
+    assert maps["covid_vs_rest"]["columns"][2:] == list(XRAYS)
+    # the baseline has no map; the run without attention shows Grad-CAM beside the trained maps, as in Figure 5
+    looking = [run for run in VOLUMES if run != "infection_ratio"]
+    assert maps["covid_vs_cap"]["columns"][2:] == looking
+    for grid in grids:
+        assert grid["rows"]
+        assert set(grid["rows"]) == {len(grid["columns"]) - 1}
+    assert "Grad-CAM: ds_plain; the others show their trained attention" in text
+    ours = {row[4] for row in tests}
+    assert ours >= {f"{name} – ds_plain" for name in ("ds_uniform", "ds_balanced", "dual_sampling")}
+    assert taus == ["multi_knowledge"]
     assert "SYNTHETIC DATA" in text
     assert "undefined" not in text.lower()
     assert "nan" not in text.lower().split()

@@ -8,12 +8,19 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from tests.pipeline.conftest import Repository
 
-RUNS = ("covidnet_r18_d", "mag_sd_r18", "ac_covidnet", "ds_uniform", "ds_balanced")
+XRAYS = ("covidnet_r18_d", "mag_sd_r18", "ac_covidnet")
+SLICES = ("slice_resnet18", "multi_knowledge")
+VOLUMES = ("infection_ratio", "ds_uniform", "ds_balanced", "ds_plain")
+RUNS = (*XRAYS, *SLICES, *VOLUMES)
 NAMES = (*RUNS, "dual_sampling", "cxr_mean")
+#: Networks that look: the ratio alone is no picture.
+WITH_MAPS = tuple(run for run in RUNS if run != "infection_ratio")
 
 
 def _changed(tiny: Repository) -> set[str]:
@@ -29,18 +36,56 @@ def params(tiny: Repository):
     path.write_text(before)
 
 
+def test_these_are_all_of_the_profile(tiny: Repository) -> None:
+    values = yaml.safe_load((tiny.root / "params.yaml").read_text())
+    assert {*values["runs"], *values["ensembles"]} == set(NAMES)
+
+
 def test_every_contracted_file_is_there(tiny: Repository) -> None:
     out = tiny.root / "out"
     files = ["manifest.parquet", "rejects.csv", "pooling.json", "validation.json", "splits.parquet"]
-    files += ["segment/ratio.parquet"]
+    for modality in ("cxr", "ct_slice", "ct_volume"):
+        files += [f"segment/{modality}/ratio.parquet"]
+    for modality in ("ct_slice", "ct_volume"):
+        files += [f"infection/{modality}/{f}" for f in ("infection.json", f"{modality}.safetensors", "evidence.json")]
+    files += [f"pretrain/slices_moco/{f}" for f in ("weights.safetensors", "history.csv", "pretrain.json")]
     for run in RUNS:
         files += [f"train/{run}/0/{f}" for f in ("weights.safetensors", "model.json", "history.csv", "run.json")]
+    for run in WITH_MAPS:
+        files += [f"predictions/{run}/0/attention.npy"]
     for name in NAMES:
         files += [f"predictions/{name}/0/tune.parquet", f"predictions/{name}/0/test.parquet"]
         files += [f"tune/calibration/{name}/0.json", f"evaluate/{name}.json"]
-    files += ["tune/w/dual_sampling/0.json", "report/index.html"]
+    files += ["tune/tau/multi_knowledge/0.json", "tau/multi_knowledge/0.json"]
+    files += ["tune/w/dual_sampling/0.json", "tune/w/cxr_mean/0.json", "report/index.html"]
     missing = [f for f in files if not (out / f).is_file()]
     assert not missing
+
+
+def test_what_a_run_takes_over_is_what_the_earlier_stages_made(tiny: Repository) -> None:
+    out = tiny.root / "out"
+    described = {run: json.loads((out / f"train/{run}/0/model.json").read_text())["input"]["uses"] for run in RUNS}
+    chosen = json.loads((out / "tau/multi_knowledge/0.json").read_text())["tau"]
+    search = json.loads((out / "tune/tau/multi_knowledge/0.json").read_text())
+    assert len(search["trials"]) == 2
+    assert described["multi_knowledge"]["tau"] == chosen == search["tau"]
+    assert described["multi_knowledge"]["global"]["config"]["network"] == "resnet18"
+    theirs = load_file(out / "train/slice_resnet18/0/weights.safetensors")
+    held = load_file(out / "train/multi_knowledge/0/weights.safetensors")
+    same = [name for name, values in theirs.items() if torch.equal(held[f"global_branch.network.{name}"], values)]
+    assert sorted(same) == sorted(theirs)
+    stages = yaml.safe_load((tiny.root / "dvc.lock").read_text())["stages"]
+    deps = {dep["path"] for dep in stages["train@slice_resnet18-0"]["deps"]}
+    assert "out/pretrain/slices_moco/weights.safetensors" in deps
+
+
+def test_a_run_without_attention_has_maps_but_trains_none(tiny: Repository) -> None:
+    columns = {
+        run: set(pd.read_csv(tiny.root / f"out/train/{run}/0/history.csv").columns)
+        for run in ("ds_plain", "ds_uniform")
+    }
+    assert "train_attention" in columns["ds_uniform"]
+    assert "train_attention" not in columns["ds_plain"]
 
 
 def test_test_predictions_carry_no_label(tiny: Repository) -> None:

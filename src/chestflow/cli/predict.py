@@ -94,7 +94,7 @@ def _table(answers: list[Answer]) -> None:
     weighted = any(answer.network in ("ensemble", "uniform") for answer in answers)
     table.add_column("file", overflow="fold")
     table.add_column("answer", min_width=18)
-    for heading in ("p(covid19)", "threshold", *(("ratio", "network") if weighted else ())):
+    for heading in ("p(covid19)", "threshold", *(("ratio", "ratio from", "network") if weighted else ())):
         table.add_column(heading, no_wrap=True)
     table.add_column("why", min_width=20)
     for answer in answers:
@@ -106,7 +106,7 @@ def _table(answers: list[Answer]) -> None:
             f"{notice}: {shown}" if notice else shown,
             "" if answer.probability is None else f"{answer.probability:.3f}{spread}",
             "" if answer.threshold is None else f"{answer.threshold:.3f}",
-            *((ratio, answer.network or "") if weighted else ()),
+            *((ratio, answer.ratio_from, answer.network or "") if weighted else ()),
             f"{answer.reason}: {answer.detail}" if answer.reason else "",
         )
     console.print(table)

@@ -137,9 +137,11 @@ def _drop_empty(folder: Path, root: Path) -> None:
         folder.rmdir()
 
 
-def remove_derived(image_ids: Iterable[str], masks: Path = Path("out/segment/masks")) -> int:
-    """Delete the masks that the stage segment made of images; returns how many there were."""
-    found = [path for name in image_ids for path in (masks / f"{name}.png", masks / f"{name}.nii.gz") if path.exists()]
+def remove_derived(image_ids: Iterable[str], segmented: Path = Path("out/segment")) -> int:
+    """Delete the masks that the stages segment@modality made of images; returns how many there were."""
+    folders = sorted(path for path in segmented.rglob("masks") if path.is_dir())
+    names = [f"{name}{ending}" for name in image_ids for ending in (".png", ".nii.gz")]
+    found = [folder / name for folder in folders for name in names if (folder / name).exists()]
     for path in found:
         path.unlink()
     return len(found)

@@ -12,11 +12,13 @@ from chestflow.errors import DataError
 from chestflow.evaluation.calibration import operating_points, probabilities
 from chestflow.evaluation.metrics import decide
 from chestflow.files import read_parquet
+from chestflow.segmentation import places
 
 #: Upper ends (exclusive) of the age bands in years, and their names.
 AGE_BANDS = ((18, "under 18"), (45, "18-44"), (65, "45-64"), (200, "65 and over"))
-#: A dual-sampling ensemble's w: in use, as stated, tuned, and with the two stated values exchanged.
-WEIGHTS = ("w", "w_paper", "w_tuned", "w_swapped")
+#: A dual-sampling ensemble's w: in use, as stated, tuned, with the two stated values exchanged, and in use at the ratio
+#: that a network finds.
+WEIGHTS = ("w", "w_paper", "w_tuned", "w_swapped", "w_network")
 #: Columns taken from the manifest.
 FROM_MANIFEST = ["image_id", "patient_id", "label", "source", "sex", "age", "site"]
 
@@ -64,7 +66,7 @@ def load(name: str, params: Any, out: Path, role: str = "test") -> pd.DataFrame:
         return pd.DataFrame()
     cases = pd.concat(parts, ignore_index=True)
     manifest = read_parquet(out / "manifest.parquet")[FROM_MANIFEST]
-    ratio = read_parquet(out / "segment" / "ratio.parquet")[["image_id", "ratio"]]
+    ratio = places.ratios(out, params.modality_of(name))[["image_id", "ratio"]]
     cases = cases.merge(manifest, on="image_id", how="left", validate="many_to_one", indicator=True)
     if (cases["_merge"] != "both").any():
         lost = cases.loc[cases["_merge"] != "both", "image_id"].iloc[0]

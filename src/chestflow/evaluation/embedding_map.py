@@ -20,6 +20,7 @@ from chestflow.config import Params
 from chestflow.data.packs import Pack
 from chestflow.evaluation.figures import ACCENT, INK, OTHER, SOFT
 from chestflow.evaluation.localisation import rescale, upsample
+from chestflow.evaluation.run_facts import attention_of
 from chestflow.files import EMBEDDING_FILE, read_parquet
 from chestflow.imaging.overlay import blend
 
@@ -138,10 +139,13 @@ def _about(run: str, fold: int, params: Params, width: int, points: pd.DataFrame
             f"the fusion's input: the pools of the global, the heat-map and both sides of the infected branch, {width}"
             " values together (the paper speaks of 1644, which no four pools have)"
         )
+    folds, whose = params.folds, attention_of(run, params)
+    alone = "" if len(folds) == 1 else f" alone, of {len(folds)} (each fold's network has vectors of its own)"
     return (
-        f"t-SNE of {vector}. {len(points)} test slices of fold {fold}; p is the probability of COVID-19 before"
-        " calibration. The numbered slices are taken evenly from the least to the most probable: slice, attention,"
-        " infected region. The axes have no unit, and how far apart groups lie means nothing."
+        f"t-SNE of {vector}. {len(points)} test slices of fold {fold}{alone}; p is the probability of COVID-19 before"
+        " calibration. The numbered slices are taken evenly from the least to the most probable: slice, attention"
+        f"{f' ({whose})' if whose else ''}, infected region (the source's or the segmenter's, as the run reads it)."
+        " The axes have no unit, and how far apart groups lie means nothing."
     )
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from chestflow.evaluation import decision, figures, reproduction, subgroups
+from chestflow.evaluation.as_served import as_served
 from chestflow.evaluation.cases import load, per_patient, pool
 from chestflow.evaluation.evidence import (
     VIEWS,
@@ -20,6 +21,7 @@ from chestflow.evaluation.evidence import (
     counts,
     curve_points,
     external,
+    groups_over_folds,
     members,
     outcomes,
     over_folds,
@@ -56,6 +58,9 @@ def _flat(evidence: dict[str, Any]) -> dict[str, float]:
             put(f"localisation/{name}", evidence["localisation"]["covid19"][name])
     if evidence["ratio_only"]["available"]:
         put("ratio_only/auroc", evidence["ratio_only"]["baseline"]["auroc"])
+    if evidence["as_served"]:
+        for name in ("auroc", "sensitivity", "specificity", "accuracy"):
+            put(f"as_served/{name}", evidence["as_served"]["network"][name])
     put("test/worst_subgroup_auroc", evidence["worst_subgroup"]["auroc"])
     return {**flat, **flat_shortcuts(evidence["shortcut"])}
 
@@ -83,7 +88,7 @@ def evaluate(name: str, params: Any, out: Path) -> None:
     keeps = [params.recipes[params.runs[member].recipe].keep for member in params.runs_of(name)]
     maps = localise_cases(cases, attention_run, out / "packs" / run.recipe, out, settings)
     scores = pd.DataFrame({"image_id": cases["image_id"]})
-    scores["score"] = subgroups.ratio_scores(cases, task, out, params.folds)
+    scores["score"] = subgroups.ratio_scores(cases, task, params.modality_of(name), out, params.folds)
     ratio_score = scores.groupby("image_id")["score"].mean().reindex(pooled["image_id"]).to_numpy(float)
     units = {"image": pooled, "patient": patients}
     y, called = (
@@ -93,6 +98,8 @@ def evaluate(name: str, params: Any, out: Path) -> None:
     measured = {unit: summaries(table, classes, params) for unit, table in units.items()}
     groups = subgroups.subgroups(pooled, classes, settings, params.seed)
     per_fold, across = over_folds(cases, classes)
+    by_ratio = subgroups.ratio_table(pooled, ratio_score, classes, settings, params.seed)
+    spreads = groups_over_folds(cases, classes, settings)
     evidence: dict[str, Any] = {
         "name": name, "kind": "ensemble" if name in params.ensembles else "run", "method": ", ".join(methods),
         "task": run.task, "classes": classes, "positive": classes[-1], "profile": params.profile,
@@ -126,9 +133,10 @@ def evaluate(name: str, params: Any, out: Path) -> None:
         "subgroups": groups, "worst_subgroup": subgroups.worst(groups),
         "sites_left_out": subgroups.sites_left_out(pooled, classes, settings, params.seed),
         "ratio_only": subgroups.ratio_only(pooled, ratio_score, classes, settings, params.seed),
-        "ratio_groups": subgroups.ratio_table(pooled, ratio_score, classes, settings, params.seed),
+        "ratio_groups": [{**row, "across_folds": spreads.get(row["group"])} for row in by_ratio],
         "localisation": summarise_localisation(maps, cases, classes, settings, attention_run, params.seed),
         "members": members(name, params, out, cases, classes),
+        "as_served": as_served(name, params, out, cases, classes),
         "external": external(name, params, out, classes, attention_run),
         "shortcut": shortcut_section(read_json(out / "shortcuts" / f"{run.task}.json"), keeps),
     }  # fmt: skip

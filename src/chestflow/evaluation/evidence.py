@@ -10,11 +10,12 @@ import numpy as np
 import pandas as pd
 
 from chestflow.evaluation.calibration import reliability
-from chestflow.evaluation.cases import call, columns, load, pool, same_answers
+from chestflow.evaluation.cases import call, columns, load, pool, ratio_group, same_answers
 from chestflow.evaluation.comparison import paired_delong
 from chestflow.evaluation.intervals import delong, wilson
 from chestflow.evaluation.localisation import localise_cases, summarise_localisation
 from chestflow.evaluation.metrics import measure, summarise
+from chestflow.evaluation.subgroups import SHOWN as GROUP_FIGURES
 from chestflow.files import read_json, read_parquet
 
 #: (section, probability columns, call column): raw, at the tuned operating point, and at the one in use
@@ -82,18 +83,43 @@ def over_folds(cases: pd.DataFrame, classes: list[str]) -> tuple[list[dict[str, 
     for section, _, _ in VIEWS:
         across[section] = {}
         for name in rows[0][section]:
-            each = np.array([row[section][name] for row in rows])
-            defined = each[np.isfinite(each)]
-            across[section][name] = {
-                "mean": float(defined.mean()) if len(defined) else math.nan,
-                "sd": float(defined.std(ddof=1)) if len(defined) > 1 else math.nan,
-                "folds": len(defined),
-                "reason": None if len(defined) > 1 else "fewer than two folds where it is defined",
-            }
+            across[section][name] = _spread([row[section][name] for row in rows])
     return rows, across
 
 
-def _answers(run: str, params: Any, out: Path, classes: list[str]) -> np.ndarray:
+def _spread(values: list[float]) -> dict[str, Any]:
+    """Mean and sample deviation of what is defined."""
+    each = np.array(values, float)
+    defined = each[np.isfinite(each)]
+    return {
+        "mean": float(defined.mean()) if len(defined) else math.nan,
+        "sd": float(defined.std(ddof=1)) if len(defined) > 1 else math.nan,
+        "folds": len(defined),
+        "reason": None if len(defined) > 1 else "fewer than two folds where it is defined",
+    }
+
+
+def groups_over_folds(cases: pd.DataFrame, classes: list[str], settings: Any) -> dict[str, dict[str, Any]]:
+    """Each infection-ratio group's raw figures as mean and sample deviation over the folds' networks.
+
+    Args:
+        cases: a row for each fold and image.
+        classes: of the task.
+        settings: ``params.evaluate``.
+    """
+    called = call(cases, classes)
+    called["group"] = called["ratio"].map(lambda r: ratio_group(r, settings.ratio_cuts))
+    found = {}
+    for group, rows in called.groupby("group"):
+        each = [
+            measure(part["target"].to_numpy(), part[columns("p", classes)].to_numpy(float), part["called"].to_numpy())
+            for _, part in rows.groupby("fold")
+        ]
+        found[str(group)] = {name: _spread([float(values[name][0]) for values in each]) for name in GROUP_FIGURES}
+    return found
+
+
+def answers_of(run: str, params: Any, out: Path, classes: list[str]) -> np.ndarray:
     """Raw test probabilities of a run, (N, C), in the order of :func:`chestflow.evaluation.cases.load`.
 
     Read without the run's calibration, which an ensemble's evaluation does not depend on.
@@ -110,7 +136,7 @@ def members(name: str, params: Any, out: Path, cases: pd.DataFrame, classes: lis
     joined = params.ensembles[name]
     if joined.kind == "mean":
         return _mean_members(name, params, out, cases, classes)
-    uniform, balanced = (_answers(part, params, out, classes) for part in (joined.uniform, joined.balanced))
+    uniform, balanced = (answers_of(part, params, out, classes) for part in (joined.uniform, joined.balanced))
     variants = {"uniform": uniform, "balanced": balanced}
     for which in ("paper", "tuned", *(["swapped"] if "w_swapped" in cases else [])):
         w = cases[f"w_{which}"].to_numpy(float)[:, None]
@@ -118,7 +144,7 @@ def members(name: str, params: Any, out: Path, cases: pd.DataFrame, classes: lis
     tables = {which: _answering(cases, mixed, classes) for which, mixed in variants.items()}
     found: dict[str, Any] = {which: summary(table, classes, VIEWS[0], params) for which, table in tables.items()}
     for which in [w for w in ("tuned", "swapped") if w in tables]:
-        found[f"{which}_minus_paper"] = _gap(tables[which], tables["paper"], classes)
+        found[f"{which}_minus_paper"] = gap(tables[which], tables["paper"], classes)
     # Whether tuned weights replaced the paper's in a fold shows in the answers themselves.
     used = {
         str(fold): "paper" if (part["w"] == part["w_paper"]).all() else "tuned" for fold, part in cases.groupby("fold")
@@ -133,7 +159,7 @@ def _answering(cases: pd.DataFrame, p: np.ndarray, classes: list[str]) -> pd.Dat
     return pool(table, classes)[0]
 
 
-def _gap(first: pd.DataFrame, second: pd.DataFrame, classes: list[str]) -> dict[str, Any]:
+def gap(first: pd.DataFrame, second: pd.DataFrame, classes: list[str]) -> dict[str, Any]:
     """AUC of the first minus that of the second, on the same images."""
     y = (first["target"] == len(classes) - 1).to_numpy()
     one, other = (table[f"p_{classes[-1]}"].to_numpy(float) for table in (first, second))
@@ -145,7 +171,7 @@ def _mean_members(name: str, params: Any, out: Path, cases: pd.DataFrame, classe
     """``runs`` (each member's figures; ``names`` has their order), ``given`` and, where it was searched, ``tuned``: the
     joint figures with those weights; ``weights`` and ``used`` by fold."""
     runs = params.runs_of(name)
-    alone = {run: _answers(run, params, out, classes) for run in runs}
+    alone = {run: answers_of(run, params, out, classes) for run in runs}
     decided = {fold: read_json(out / "predictions" / name / str(fold) / "weights.json") for fold in params.folds}
     tables: dict[str, pd.DataFrame] = {}
     for which in ("given", "tuned"):
@@ -155,7 +181,7 @@ def _mean_members(name: str, params: Any, out: Path, cases: pd.DataFrame, classe
             tables[which] = _answering(cases, np.asarray(mixed), classes)
     found: dict[str, Any] = {which: summary(table, classes, VIEWS[0], params) for which, table in tables.items()}
     if "tuned" in tables:
-        found["tuned_minus_given"] = _gap(tables["tuned"], tables["given"], classes)
+        found["tuned_minus_given"] = gap(tables["tuned"], tables["given"], classes)
     found["runs"] = {run: summary(_answering(cases, p, classes), classes, VIEWS[0], params) for run, p in alone.items()}
     found["weights"] = {str(fold): w["used"] for fold, w in decided.items()}
     return {**found, "names": runs, "used": {str(fold): w["use"] for fold, w in decided.items()}}

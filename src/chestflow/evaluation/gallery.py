@@ -1,4 +1,4 @@
-"""Pictures of where a network looked, beside the true lesions, for answers that were right and wrong."""
+"""Pictures of where a network looked, beside the lesions that are known, for answers that were right and wrong."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import pandas as pd
 
 from chestflow.data.packs import Pack
 from chestflow.evaluation.localisation import rescale, upsample
+from chestflow.evaluation.truth import BOXES, Truth
 from chestflow.files import read_parquet
 from chestflow.imaging.overlay import blend, volume_slice, window_uint8
 
-INFECTION_BIT = 2
 JPEG = [cv2.IMWRITE_JPEG_QUALITY, 88]
 
 
@@ -46,9 +46,11 @@ def gallery(cases: pd.DataFrame, run: str, pack: Pack, out: Path, *, most: int =
         out: the folder of outs.
 
     Returns:
-        Nothing for a run that has no maps, because it looks at no picture.
+        Nothing for a run that has no maps, because it looks at no picture. Lesions are outlined where their source
+        marks them; where it only draws boxes, the sentence says so.
     """
     shown: list[Shown] = []
+    truth = Truth(pack, out)
     for fold, image_id, caption in cases[["fold", "image_id", "caption"]].head(most).to_numpy().tolist():
         folder = out / "predictions" / run / str(fold)
         if not (folder / "attention.npy").exists():
@@ -56,7 +58,8 @@ def gallery(cases: pd.DataFrame, run: str, pack: Pack, out: Path, *, most: int =
         order = read_parquet(folder / "test.parquet")["image_id"].tolist()
         heat = np.load(folder / "attention.npy", mmap_mode="r")[order.index(image_id)]
         images, masks = pack.gather(pack.rows_of([image_id]))
-        lesion = None if masks is None else (masks[0] & INFECTION_BIT) > 0
+        lesion = truth.lesion(image_id, None if masks is None else masks[0])
         picture, which = _picture(images[0], np.asarray(heat, np.float32), lesion)
-        shown.append(Shown(cv2.imencode(".jpg", picture[..., ::-1], JPEG)[1].tobytes(), caption + which))
+        boxed = ", line: the source's boxes" if truth.kind(image_id) == BOXES else ""
+        shown.append(Shown(cv2.imencode(".jpg", picture[..., ::-1], JPEG)[1].tobytes(), caption + which + boxed))
     return shown

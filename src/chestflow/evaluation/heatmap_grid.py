@@ -11,8 +11,8 @@ import pandas as pd
 
 from chestflow.config import Params
 from chestflow.data.packs import Pack
-from chestflow.evaluation.gallery import INFECTION_BIT
 from chestflow.evaluation.localisation import rescale, upsample
+from chestflow.evaluation.truth import BOXES, Truth
 from chestflow.files import read_parquet
 from chestflow.imaging.overlay import blend
 
@@ -68,15 +68,21 @@ class Maps:
 
     def __init__(self, run: str, fold: int, params: Params, out: Path) -> None:
         folder = out / "predictions" / run / str(fold)
-        self.run, self.pack = run, Pack.open(out / "packs" / params.runs[run].recipe)
+        self.run, self.fold = run, fold
+        self.pack = Pack.open(out / "packs" / params.runs[run].recipe)
         self.answers = read_parquet(folder / "test.parquet").reset_index(drop=True)
         self.place = {image: i for i, image in enumerate(self.answers["image_id"])}
         self.heats = np.load(folder / "attention.npy", mmap_mode="r")
+        self.truth = Truth(self.pack, out)
 
     def picture(self, image_id: str) -> tuple[np.ndarray, np.ndarray | None]:
-        """An image of the pack and its lesion, None where no mask is known."""
+        """An image of the pack and its lesion, None where its source does not show it."""
         images, masks = self.pack.gather(self.pack.rows_of([image_id]))
-        return images[0], None if masks is None else (masks[0] & INFECTION_BIT) > 0
+        return images[0], self.truth.lesion(image_id, None if masks is None else masks[0])
+
+    def line(self, image_id: str) -> str:
+        """What a row adds about its outline: that it is a box, where it is."""
+        return ", boxes" if self.truth.kind(image_id) == BOXES else ""
 
     def heat(self, image_id: str, shape: tuple[int, ...]) -> np.ndarray:
         """An image's map on its grid, in [0, 1]."""
@@ -110,7 +116,9 @@ def grid(task: str, runs: list[str], params: Params, out: Path, *, positives: in
     for image_id, target in chosen(cases, positives, others)[["image_id", "target"]].to_numpy().tolist():
         truth = classes[target]
         plain = _cell(blend(columns[0].picture(image_id)[0], None, size=CELL), f"picture, truth {truth}")
-        rows.append((truth, [plain, *(column.cell(image_id, classes[-1]) for column in columns)]))
+        rows.append(
+            (truth + columns[0].line(image_id), [plain, *(column.cell(image_id, classes[-1]) for column in columns)])
+        )
     without = [run for run in runs if run not in drawn]
     note = f"Test images of fold {fold}, taken evenly in the order of their ids."
     return Grid(task, drawn, rows, note + (f" Without maps: {', '.join(without)}." if without else ""))

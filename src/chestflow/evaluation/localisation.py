@@ -17,6 +17,7 @@ from chestflow.data.packs import Pack
 from chestflow.errors import DataError
 from chestflow.evaluation.cases import ratio_group, ratio_groups
 from chestflow.evaluation.intervals import Value, cluster_weights, percentile_interval
+from chestflow.evaluation.truth import BOXES, NONE, OUTLINE, Truth
 from chestflow.files import ATTENTION_FILES, read_parquet
 from chestflow.imaging.regions import bounding_box, largest_components, slices
 
@@ -164,8 +165,7 @@ def localise_cases(
     """
     pack = Pack.open(pack_folder)
     known = pack.index.set_index("image_id")
-    origin = read_parquet(out / "segment" / "ratio.parquet").set_index("image_id")
-    drawn = origin["infection_from"] if "infection_from" in origin else pd.Series("none", index=origin.index)
+    source = Truth(pack, out)
     rows: list[dict[str, Any]] = []
     for fold, part in cases.groupby("fold"):
         folder = out / "predictions" / run / str(fold)
@@ -177,18 +177,17 @@ def localise_cases(
         if len(heats) != len(place):
             raise DataError(f"attention maps of {run}, fold {fold}, do not fit its predictions: train it again")
         for image in part["image_id"]:
-            about, boxed = known.loc[image], drawn.get(image) == "boxes"
             # where a network says the infection lies is no truth to measure another network by
-            outlined = bool(about["has_infection"]) and drawn.get(image) != "network"
-            if not (about["has_lung"] or outlined or boxed):
+            about, truth = known.loc[image], source.kind(image)
+            if not about["has_lung"] and truth == NONE:
                 continue
             bits = np.asarray(pack.masks[int(about["row"])])
-            if not (outlined or boxed):
+            if truth == NONE:
                 bits = bits & LUNG_BIT
             heat = np.asarray(heats[place[image]], np.float32)
+            boxed = truth == BOXES
             cut = settings.box_threshold if boxed else settings.attention_threshold
             found = localise(heat, bits, threshold=cut, has_lung=bool(about["has_lung"]), boxed=boxed)
-            truth = "boxes" if boxed else "outline" if outlined else "none"
             rows.append({"fold": fold, "image_id": image, "truth": truth, **found})
     return pd.DataFrame(rows)
 
@@ -243,7 +242,7 @@ def summarise_localisation(
     about = cases[["fold", "image_id", "patient_id", "target", "ratio"]]
     table = maps.merge(about, on=["fold", "image_id"], validate="one_to_one")
     positive = table["target"] == len(classes) - 1
-    lesion, boxed = table["iou"].notna() & (table["truth"] == "outline"), table["truth"] == "boxes"
+    lesion, boxed = table["iou"].notna() & (table["truth"] == OUTLINE), table["truth"] == BOXES
     table["group"] = table["ratio"].map(lambda r: ratio_group(r, settings.ratio_cuts))
 
     def of(part: pd.DataFrame) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from chestflow.evaluation.report_taken import pretrainings, taus
 from chestflow.evaluation.reproduction import untrained
 from chestflow.evaluation.volume_maps import volume_grids
 from chestflow.files import atomic_path, read_json
+from chestflow.segmentation import places
 
 TEMPLATES = Path(__file__).with_name("templates")
 
@@ -77,7 +78,7 @@ def _reproduction(found: dict[str, dict[str, Any]]) -> list[Table]:
             value: Any = printed if row["paper_lo"] is not None else row["paper_value"]
             if row.get("paper_sd") is not None:
                 value = f"{row['paper_value']:.3f} ± {row['paper_sd']:.3f}"
-            cells = [value, row["ours"], row["difference"]]
+            cells = [value, _spread(row["ours"]), row["difference"]]
             table.rows.append([name, where, row["column"], row["means"], *cells])
             entries = reasons.setdefault(row["paper"], {}).setdefault(row["reason"], [])
             if name not in entries:
@@ -85,9 +86,18 @@ def _reproduction(found: dict[str, dict[str, Any]]) -> list[Table]:
     for paper, table in tables.items():
         why = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in reasons[paper].items())
         table.note = f"Why they differ: {why}."
+        if any(isinstance(row[5], str) for row in table.rows):
+            table.note += " Figures with ± are means of the folds' networks, each by itself, with the sample deviation."
         if any(isinstance(row[4], dict) for row in table.rows):
             table.note += " Intervals beside the paper's figures are Wilson's, from the numbers of images it states."
     return list(tables.values())
+
+
+def _spread(ours: dict[str, Any] | None) -> Any:
+    """Ours as the table shows it: mean ± deviation where it is over folds."""
+    if ours is None or ours.get("sd") is None:
+        return ours
+    return f"{ours['value']:.3f} ± {ours['sd']:.3f}"
 
 
 def _untrained(params: Params) -> Table:
@@ -131,7 +141,7 @@ def page(params: Params, out: Path) -> str:
         "phantom": not {source for e in found.values() for source in e["counts"]["sources"]}.isdisjoint(PHANTOMS),
         "summary": summary(found),
         "shortcuts": shortcuts(found),
-        "infection": _drawn(infection(out)),
+        "infection": _drawn(infection(places.infected(params), out)),
         "taus": _drawn(taus(params, out)),
         "pretrainings": _drawn(pretrainings(params, out)),
         "runs": [about(name, params, out) for name in names],

@@ -56,6 +56,33 @@ def _of_mean(found: dict[str, Any], table: Table, shown: dict[str, str]) -> Tabl
     return table
 
 
+def as_served(evidence: dict[str, Any], shown: dict[str, str]) -> Table | None:
+    """Dual sampling with w from the evaluated masks and from what a served model finds; None where that is unknown.
+
+    Args:
+        evidence: of the ensemble.
+        shown: figure -> its name in the table.
+    """
+    found = evidence["as_served"]
+    if not found:
+        return None
+    table = Table(["infection ratio", "unknown", *shown.values()], text=["infection ratio"])
+    table.title = "The ensemble as it is served"
+    for key, label in (("source", "w from source masks"), ("network", "w from the network, as served")):
+        table.rows.append([label, str(found["unknown"][key]), *(found[key].get(k) for k in shown)])
+    gap = found["network_minus_source"]
+    table.note = (
+        f"At the operating point in use, {found['images']} test images, of which {found['other_w']} get another w."
+        " Tuning and all other figures of this page take the ratio from the source's masks where it gives any; a served"
+        " model has none, and asks its segmenter, here one that did not see the image's group. Where the ratio is"
+        " unknown the uniform network answers alone."
+    )
+    if gap["auroc"]["value"] is not None:
+        p = "" if gap["p"] is None else f", p {gap['p']:.3f}"
+        table.note += f" AUC as served minus with source masks {gap['auroc']['value']:+.4f}{p} (DeLong)."
+    return table
+
+
 #: Of the files of the stage tune_w: a section, and what the table calls it.
 CHOICES = {"paper": "stated", "swapped": "stated, exchanged", "tuned": "tuned"}
 FIGURES = ("w_extreme", "w_middle", "cut_low", "cut_high", "log_loss", "auroc", "accuracy")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from chestflow.evaluation import stage_figures
 from chestflow.evaluation.report_data import Table
 from chestflow.files import read_json
+from chestflow.segmentation import places
 
 #: Of the evidence: a figure and its name in the tables.
 SHOWN = {
@@ -64,6 +65,18 @@ def _figures(found: dict[str, Any]) -> Table:
     return table
 
 
+def _kinds(found: dict[str, Any]) -> Table | None:
+    """The kinds of lesion, where a network tells them apart and a source shows which is which."""
+    table = Table(["images of", "kind", "images", "patients", *SHOWN.values()], text=["images of", "kind"])
+    table.title = "By kind of lesion"
+    for modality, about in found.items():
+        for kind, part in about.get("by_kind", {}).items():
+            cells = [part["figures"].get(key) for key in SHOWN]
+            table.rows.append([MODALITIES[modality], kind, str(part["images"]), str(part["patients"]), *cells])
+    table.note = "Each kind by itself, on held images that show it: the other kind counts as background."
+    return table if table.rows else None
+
+
 def _healthy(found: dict[str, Any]) -> Table | None:
     table = Table(["images of", "healthy", "stay empty", "marked share"], text=["images of"], title="Healthy images")
     for modality, about in found.items():
@@ -110,18 +123,31 @@ def drawn(draw: Callable[[Path], None]) -> bytes:
 
 
 def plots(pseudo: dict[str, Any]) -> list[tuple[bytes, str]]:
-    """Pictures of the rounds of the network for new files, with captions; none without rounds."""
+    """Pictures of the rounds, with captions; none without rounds.
+
+    The confidences are of the network for new files; the Dice is of every network that has held slices, which that one
+    has not where halves were trained for each other.
+    """
     records = pseudo.get("final", {}).get("rounds", [])
     if not records:
         return []
     made = [(drawn(lambda p: stage_figures.confidence(records, p, "Pseudo labels' confidence")), "Confidence by pixel")]
-    if any(row["held"].get("dice") is not None for row in records):
-        made.insert(0, (drawn(lambda p: stage_figures.rounds(records, p, "Dice by round")), "Dice on held slices"))
+    judged = {
+        name: about["rounds"]
+        for name, about in pseudo.items()
+        if any(row["held"].get("dice") is not None for row in about["rounds"])
+    }
+    if judged:
+        made.insert(0, (drawn(lambda p: stage_figures.rounds(judged, p, "Dice by round")), "Dice on held slices"))
     return made
 
 
-def infection(out: Path) -> dict[str, Any] | None:
-    """What the page shows of the stage ``infection``; None where it trained nothing.
+def infection(modalities: Iterable[str], out: Path) -> dict[str, Any] | None:
+    """What the page shows of the stages ``infection@modality``; None where they trained nothing.
+
+    Args:
+        modalities: that have such a stage.
+        out: the stages' outs.
 
     Returns:
         ``tables``, and ``plots`` as PNG bytes with their captions.
@@ -129,13 +155,14 @@ def infection(out: Path) -> dict[str, Any] | None:
     Raises:
         DataError: the stage has not run.
     """
-    found = read_json(out / "infection" / "evidence.json")
+    said = {name: read_json(places.infection(out, name) / "evidence.json") for name in modalities}
+    found = {name: about for name, about in said.items() if about}
     if not found:
         return None
-    tables = [_trained(found), _figures(found), _healthy(found), _ratio(found)]
+    tables = [_trained(found), _figures(found), _kinds(found), _healthy(found), _ratio(found)]
     pictures: list[tuple[bytes, str]] = []
-    path = out / "infection" / "pseudo.json"
-    if path.exists():
+    path = places.infection(out, "ct_slice") / "pseudo.json"
+    if "ct_slice" in found and path.exists():
         pseudo = read_json(path)
         if any(about["rounds"] for about in pseudo.values()):
             tables.append(_rounds(pseudo))

@@ -16,6 +16,8 @@ from chestflow.evaluation.embedding_map import embedding_map
 from chestflow.evaluation.gallery import gallery
 from chestflow.evaluation.localisation import maps_of
 from chestflow.evaluation.report_data import Table
+from chestflow.evaluation.reproduction import input_deviations
+from chestflow.evaluation.run_facts import attention_of
 from chestflow.files import read_json, read_parquet
 from chestflow.methods import registry
 
@@ -23,7 +25,8 @@ from chestflow.methods import registry
 SHOWN = {
     "auroc": "AUC", "pr_auc": "PR AUC", "sensitivity": "sensitivity", "specificity": "specificity",
     "precision": "precision", "npv": "NPV", "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy",
-    "f1": "F1 of COVID-19", "macro_f1": "macro F1", "mcc": "MCC", "brier": "Brier", "ece": "ECE",
+    "f1": "F1 of COVID-19", "f1_negative": "F1 of the rest", "macro_f1": "macro F1", "mcc": "MCC",
+    "brier": "Brier", "ece": "ECE",
 }  # fmt: skip
 SUMMARY = ("auroc", "sensitivity", "specificity", "accuracy", "macro_f1", "mcc", "ece")
 PLOTS = {
@@ -174,7 +177,8 @@ def _deviations(name: str, params: Params) -> Table:
     table = Table(["run", "setting", "here", "paper", "why"], text=["run", "setting", "here", "paper"], wrap=["why"])
     for run in params.runs_of(name):
         settings = params.runs[run]
-        for row in registry.deviations(registry.get(settings.method), settings.config):
+        config = registry.deviations(registry.get(settings.method), settings.config)
+        for row in [*config, *input_deviations(run, params)]:
             table.rows.append([run, row["name"], str(row["value"]), str(row["paper"]), row["where"]])
     return table
 
@@ -187,8 +191,13 @@ def _cited(name: str, params: Params) -> str:
     return cited if joined is None or joined.kind == "dual" else f"Mean of {', '.join(joined.parts)}. {cited}"
 
 
-def _whose(shown: str, name: str) -> str:
-    return f"Maps are {'the mean of its members' if shown == name else f'those of {shown}'}."
+def _whose(shown: str, name: str, params: Params) -> str:
+    """Whose the maps are where they are not simply the run's own; empty where they are."""
+    if shown in params.runs:
+        of = "" if shown == name else f"Maps are those of {shown}."
+        kind = attention_of(shown, params)
+        return f"{of} The heat is {kind}.".strip() if kind else of
+    return "Maps are the mean of its members'."
 
 
 def about(name: str, params: Params, out: Path) -> dict[str, Any]:
@@ -202,6 +211,7 @@ def about(name: str, params: Params, out: Path) -> dict[str, Any]:
     shown = [gallery(cases, shown_run, pack, out) for cases in (right, wrong)]
     parted = report_ensembles.members(evidence, {key: SHOWN[key] for key in SUMMARY})
     tables = [parted, report_ensembles.weights(name, params, out)]
+    tables += [report_ensembles.as_served(evidence, {key: SHOWN[key] for key in SUMMARY})]
     tables += [f(evidence) for f in (_external, _localisation, _ratio, _groups, _sites, _prevalence)]
     counts, points = evidence["counts"], embedding_map(name, params, out)
     return {
@@ -217,6 +227,6 @@ def about(name: str, params: Params, out: Path) -> dict[str, Any]:
         "right": [picture(s.jpeg, s.caption) for s in shown[0]],
         "wrong": [picture(s.jpeg, s.caption) for s in shown[1]],
         "points": None if points is None else picture(points.png, points.caption),
-        "attention_note": "" if parts == [name] else _whose(shown_run, name),
+        "attention_note": _whose(shown_run, name, params),
         "deviations": _deviations(name, params),
     }

@@ -41,7 +41,7 @@ def taus(params: Params, out: Path) -> dict[str, Any] | None:
         if not uses.tau_is_tuned(params, run):
             continue
         for fold in params.folds:
-            found = read_json(uses.tau_file(run, fold, out))
+            found = read_json(uses.tau_evidence(run, fold, out))
             given_up = sum(bool(trial["pruned"]) for trial in found["trials"])
             shown: list[Any] = [f"{found['tau']:.2f}", f"{found['tuned']['tau']:.2f}", found["tuned"]["value"]]
             shown += [f"{found['paper']['tau']:.2f}", found["paper"]["value"], found["criterion"]]

@@ -89,6 +89,24 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+def input_deviations(run: str, params: Any) -> list[dict[str, Any]]:
+    """What of a run's recipe differs from the input that its method's paper tells (``input`` in ``paper_figures``).
+
+    Returns:
+        Dicts as :func:`chestflow.methods.registry.deviations` gives them: ``name, value, paper, where``. Empty for a
+        method of no paper of ours, and for a value that the paper does not tell.
+    """
+    settings = params.runs[run]
+    recipe = params.recipes[settings.recipe].model_dump(mode="json")
+    told = paper_figures().get(settings.method, {}).get("input", {})
+    source = told.get("where", "the paper's input")
+    return [
+        {"name": f"recipe.{key}", "value": recipe[key], "paper": value, "where": f"recipe {settings.recipe}; {source}"}
+        for key, value in told.items()
+        if key != "where" and recipe[key] != value
+    ]
+
+
 def _comparable_sets(table: dict[str, Any], cohort: str, classes: int) -> dict[str, dict[str, Any]]:
     """The paper's data sets that our figures may stand beside: the cohort's own, else those of as many classes."""
     sets: dict[str, dict[str, Any]] = table.get("sets") or {"test": {}}
@@ -125,6 +143,21 @@ def _ours(meaning: dict[str, Any], evaluation: dict[str, Any], unit: str) -> dic
     return wilson(round(own["value"] * count), count).json()
 
 
+def _over_folds(metric: str | None, across: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Our mean and sample deviation over the folds' networks; None where fewer than two folds have the figure.
+
+    Args:
+        metric: ours.
+        across: metric -> mean, sd and folds.
+    """
+    spread = (across or {}).get(metric or "")
+    if spread is None or spread["folds"] < 2:
+        return None
+    return {
+        "value": spread["mean"], "lo": None, "hi": None, "sd": spread["sd"], "folds": spread["folds"], "reason": None
+    }  # fmt: skip
+
+
 def _row(
     about: dict[str, Any],
     column: str,
@@ -154,7 +187,8 @@ def rows(name: str, params: Any, evaluation: dict[str, Any]) -> list[dict[str, A
         Dicts with ``name, paper, row, set`` (the paper's part of the data), ``group`` (infection ratio, or null),
         ``column`` (as printed), ``means``, ``metric`` (ours; null where nothing measures the same), ``paper_value``,
         ``paper_lo``, ``paper_hi`` (Wilson, null unless the figure is a share of a known number of images),
-        ``paper_sd`` (its deviation over folds, where printed), ``ours`` (value, lo, hi, …; null without a metric),
+        ``paper_sd`` (its deviation over folds, where printed), ``ours`` (value, lo, hi, …; null without a metric;
+        where the paper prints a deviation, the mean over our folds with ``sd`` and ``folds`` instead of an interval),
         ``difference`` (ours minus the paper's) and ``reason``, why the two are not comparable. Empty for a method or
         setting that no paper reports.
     """
@@ -171,8 +205,12 @@ def rows(name: str, params: Any, evaluation: dict[str, Any]) -> list[dict[str, A
                     meaning = dict(table["columns"][column])
                     if column in _undecoded(printed, which):
                         meaning |= {"metric": None, "means": "follows no rule that could be found"}
-                    ours = _ours(meaning, evaluation, table["unit"])
                     sd = printed.get("sd", {}).get(which, {}).get(column)
+                    ours = _ours(meaning, evaluation, table["unit"])
+                    if sd is not None and ours is not None:
+                        # a figure with a deviation is the mean of the folds' networks, each by itself
+                        across = evaluation.get("across_folds", {}).get("metrics")
+                        ours = _over_folds(meaning["metric"], across) or ours
                     found.append(
                         _row({**about, "set": which}, column, meaning, _interval(value, column, data), ours, sd)
                     )
@@ -200,7 +238,9 @@ def _groups(
             for value, sd, group in zip(values, spread, ours, strict=True):
                 where = {**about, "set": which, "group": group["group"]}
                 plain = {"value": value, "lo": None, "hi": None}
-                found.append(_row(where, column, meaning, plain, group["metrics"][meaning["metric"]], sd))
+                pooled = group["metrics"][meaning["metric"]]
+                folds = None if sd is None else _over_folds(meaning["metric"], group.get("across_folds"))
+                found.append(_row(where, column, meaning, plain, folds or pooled, sd))
     return found
 
 

@@ -9,9 +9,12 @@ from typing import Any
 
 
 def facts(name: str, params: Any) -> dict[str, Any]:
-    """Of the run ``name``: ``clahe`` and ``modality`` of its recipe, ``start``, ``extractor`` and ``semi``.
+    """Of the run ``name``: ``clahe`` and ``modality`` of its recipe, ``start``, ``extractor``, ``semi``, and:
 
-    ``semi`` is whether pseudo labels train the segmenter of slices.
+    ``extractor_backbone`` is the backbone behind the extractor's features, the run's own where it takes none over.
+    ``test_folds`` is how many folds deal the cohort's images out for testing; 1 where its test images are fixed.
+
+    ``semi`` is whether pseudo labels train the segmenter that its slices' infection comes from.
     """
     run = params.runs[name]
     recipe = params.recipes[run.recipe]
@@ -20,8 +23,24 @@ def facts(name: str, params: Any) -> dict[str, Any]:
         "modality": recipe.modality,
         "start": start(name, params),
         "extractor": extractor(name, params),
-        "semi": bool(params.infection.ct_slice.pseudo.sets),
+        "extractor_backbone": backbone(run.uses.get("global", name), params),
+        "test_folds": 1 if params.cohorts[params.tasks[run.task].cohort].official_test else len(params.folds),
+        "semi": recipe.modality == "ct_slice" and bool(params.infection.ct_slice.pseudo.sets),
     }
+
+
+def attention_of(name: str, params: Any) -> str:
+    """Of a run of multi_knowledge, whose map stands for its attention, as a phrase; empty for all else.
+
+    The crops of the closer-looking branches are cut without a gradient, so Grad-CAM of any answer ends at the global
+    branch's last map.
+    """
+    run = params.runs[name]
+    if run.method != "multi_knowledge":
+        return ""
+    if run.config.get("answers") == "heat" and not run.config.get("heat_concat"):
+        return "the global branch's last map, summed: it says where the heat-map branch looks closer"
+    return "Grad-CAM of the global branch; what the closer-looking branches saw in their crops is not in it"
 
 
 def start(name: str, params: Any) -> str:
@@ -46,7 +65,13 @@ def extractor(name: str, params: Any) -> str:
     if "global" not in run.uses:
         return "plain"
     other = params.runs[run.uses["global"]]
-    theirs = other.config.get("network", other.config.get("backbone"))
-    if other.method in ("baselines", run.method) and theirs == run.config.get("backbone"):
+    if other.method in ("baselines", run.method) and backbone(run.uses["global"], params) == run.config.get("backbone"):
         return "plain"
     return f"{other.method}+peekaboo" if other.config.get("peekaboo") else str(other.method)
+
+
+def backbone(name: str, params: Any) -> str | None:
+    """The name of a run's backbone, or of the plain network that it is; None for a method that has no choice of one."""
+    config = params.runs[name].config
+    found: str | None = config.get("network", config.get("backbone"))
+    return found

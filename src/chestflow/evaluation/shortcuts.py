@@ -24,6 +24,7 @@ from chestflow.evaluation.shortcut_views import VIEWS, read_views
 from chestflow.files import read_parquet, write_json
 from chestflow.parallel import ordered_map
 from chestflow.segmentation import masks as mask_files
+from chestflow.segmentation import places
 
 #: Above this, whole groups are drawn until so many images are reached: the answers no longer change, the time does.
 MOST_IMAGES = 4000
@@ -194,10 +195,10 @@ def shortcuts(name: str, recipe_name: str, params: Any, out: Path, workers: int 
     if recipe.modality == "ct_volume":
         write_json(target, unmeasured(name, recipe_name, "CT volumes are not evaluated for shortcuts"))
         return
-    everyone = cohort_images(task, out)
+    everyone, masks = cohort_images(task, out), places.masks(out, recipe.modality)
     table = drawn(everyone, MOST_IMAGES, np.random.default_rng(params.seed))
     items = [
-        Item(row, image_id, path, mask_files.find(out / "segment" / "masks", image_id))
+        Item(row, image_id, path, mask_files.find(masks, image_id))
         for row, (image_id, path) in enumerate(zip(table["image_id"], table["path"], strict=True))
     ]
     seen = list(ordered_map(partial(read_views, recipe=recipe.model_dump()), items, workers))

@@ -57,17 +57,21 @@ def loss_curve(epochs: pd.DataFrame, path: Path, title: str) -> None:
         other.spines["top"].set_visible(False)
 
 
-def rounds(records: Sequence[Mapping[str, Any]], path: Path, title: str) -> None:
-    """Dice on held slices after each round of Algorithm 1, as PNG.
+def rounds(networks: Mapping[str, Sequence[Mapping[str, Any]]], path: Path, title: str) -> None:
+    """Dice on held slices after each round of Algorithm 1, a line a network, as PNG.
 
     Args:
-        records: ``rounds`` of ``out/infection/pseudo.json``.
+        networks: name -> ``rounds`` of ``out/infection/ct_slice/pseudo.json``.
         path: of the picture.
         title: above it.
     """
-    known = [(row["round"], row["held"]["dice"]) for row in records if row["held"].get("dice") is not None]
     with canvas(path, title, size=SMALL) as axes:
-        axes.plot([at for at, _ in known], [value for _, value in known], "o-", color=ACCENT, ms=4, lw=1)
+        for (name, records), colour in zip(networks.items(), (ACCENT, OTHER, SOFT), strict=False):
+            known = [(row["round"], row["held"]["dice"]) for row in records if row["held"].get("dice") is not None]
+            at, value = zip(*known, strict=True) if known else ((), ())
+            axes.plot(at, value, "o-", color=colour, ms=4, lw=1, label=name)
+        if len(networks) > 1:
+            axes.legend(frameon=False, fontsize=8, loc="lower right")
         axes.set(xlabel="round", ylabel="mean Dice of held slices", ylim=(0, 1.02))
 
 

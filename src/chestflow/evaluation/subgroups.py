@@ -18,6 +18,7 @@ from chestflow.evaluation.comparison import paired_delong
 from chestflow.evaluation.intervals import Value
 from chestflow.evaluation.metrics import decide, summarise
 from chestflow.files import read_parquet
+from chestflow.segmentation import places
 
 #: Figures shown for a subgroup.
 SHOWN = ("auroc", "pr_auc", "sensitivity", "specificity", "accuracy", "balanced_accuracy", "macro_f1", "ece")
@@ -124,7 +125,7 @@ def ratio_feature(ratio: NDArray) -> NDArray[np.float64]:
     return feature
 
 
-def ratio_scores(cases: pd.DataFrame, task: Any, out: Path, folds: list[int]) -> NDArray[np.float64]:
+def ratio_scores(cases: pd.DataFrame, task: Any, modality: str, out: Path, folds: list[int]) -> NDArray[np.float64]:
     """P(COVID-19) from the infection ratio alone, (N,): logistic regression fitted on each fold's train and tune roles.
 
     NaN where an image's ratio is unknown, or where the fold has fewer than ten known ratios or one class only.
@@ -134,7 +135,7 @@ def ratio_scores(cases: pd.DataFrame, task: Any, out: Path, folds: list[int]) ->
     splits = read_parquet(out / "splits.parquet")
     splits = splits[(splits["cohort"] == task.cohort) & splits["role"].isin(["train", "tune"])]
     manifest = read_parquet(out / "manifest.parquet")[["image_id", "label"]]
-    ratio = read_parquet(out / "segment" / "ratio.parquet")[["image_id", "ratio"]]
+    ratio = places.ratios(out, modality)[["image_id", "ratio"]]
     known = splits.merge(manifest, on="image_id").merge(ratio, on="image_id").dropna(subset=["ratio"])
     positive = list(task.classes.values())[-1]
     known = known[known["label"].isin([label for labels in task.classes.values() for label in labels])]

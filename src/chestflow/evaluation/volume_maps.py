@@ -62,35 +62,55 @@ def _row(case: pd.Series, columns: list[Maps], classes: list[str]) -> tuple[str,
         for column, heat in zip(columns, heats, strict=True)
     ]
     ratio = "" if np.isnan(case["ratio"]) else f", ratio {case['ratio']:.4f}"
-    return f"{truth}{ratio}{', all answer falsely' if case['why'] == 'false' else ''}", cells
+    false = f", all answer falsely (fold {case['fold']})" if case["why"] == "false" else ""
+    return f"{truth}{ratio}{columns[0].line(image_id)}{false}", cells
 
 
 def _cell(picture: np.ndarray, caption: str) -> Cell:
     return Cell(cv2.imencode(".jpg", picture[..., ::-1], JPEG)[1].tobytes(), caption)
 
 
-def volume_grid(task: str, runs: list[str], params: Params, out: Path, *, false: int) -> Grid | None:
-    """The maps of ``runs``, which share the task and the recipe; None where fewer than two have maps."""
-    fold, classes = params.folds[0], list(params.tasks[task].classes)
-    drawn = [run for run in runs if (out / "predictions" / run / str(fold) / "attention.npy").exists()]
-    if len(drawn) < 2:
-        return None
-    columns = [Maps(run, fold, params, out) for run in drawn]
-    cases = read_parquet(out / "evaluate" / drawn[0] / "cases.parquet")
+def _candidates(known: pd.DataFrame, columns: list[Maps], classes: list[str], most: int) -> pd.DataFrame:
+    """The surest false answers of one fold's networks, with how sure they are on average in ``surest``."""
     shared = set.intersection(*(set(column.place) for column in columns))
-    cases = cases[(cases["fold"] == fold) & cases["image_id"].isin(shared)].reset_index(drop=True)
+    cases = known[known["image_id"].isin(shared)].assign(fold=columns[0].fold)
     if cases.empty:
-        return None
+        return cases.assign(why="false", surest=0.0)
     p = np.array([[column.probability(i, classes[-1]) for column in columns] for i in cases["image_id"]])
     ill = (cases["target"] == len(classes) - 1).to_numpy()[:, None]
-    chosen = pd.concat(
-        [typical(cases, params.evaluate.ratio_cuts), failures(cases, np.where(ill, 1 - p, p), false)], ignore_index=True
-    )
-    rows = [_row(chosen.iloc[i], columns, classes) for i in range(len(chosen))]
+    surest = np.where(ill, 1 - p, p)
+    return failures(cases.assign(surest=surest.mean(axis=1)), surest, most)
+
+
+def volume_grid(task: str, runs: list[str], params: Params, out: Path, *, false: int) -> Grid | None:
+    """The maps of ``runs``, which share the task and the recipe; None where fewer than two have maps in all folds.
+
+    The typical cases are of the first fold; the false answers are the surest of all folds, each with the maps of the
+    networks that gave them.
+    """
+    classes = list(params.tasks[task].classes)
+    folders = {run: [out / "predictions" / run / str(fold) for fold in params.folds] for run in runs}
+    drawn = [run for run in runs if all((folder / "attention.npy").exists() for folder in folders[run])]
+    if len(drawn) < 2:
+        return None
+    columns = {fold: [Maps(run, fold, params, out) for run in drawn] for fold in params.folds}
+    # one row an image: where folds share test images, evaluate names the first of them
+    known = read_parquet(out / "evaluate" / drawn[0] / "cases.parquet").reset_index(drop=True)
+    first = params.folds[0]
+    shared = set.intersection(*(set(column.place) for column in columns[first]))
+    mine = known[(known["fold"] == first) & known["image_id"].isin(shared)]
+    wrong = pd.concat([_candidates(known, columns[fold], classes, false) for fold in params.folds])
+    wrong = wrong.sort_values(["surest", "fold", "image_id"], ascending=[False, True, True])
+    wrong = wrong.drop_duplicates("image_id").head(false)
+    chosen = pd.concat([typical(mine, params.evaluate.ratio_cuts), wrong], ignore_index=True)
+    if chosen.empty:
+        return None
+    cases = [chosen.iloc[i] for i in range(len(chosen))]
+    rows = [_row(case, columns[case["fold"]], classes) for case in cases]
     plain = [run for run in drawn if params.runs[run].config.get("attention") is False]
-    note = f"Test volumes of fold {fold}: the middle COVID-19 case of each ratio group in the order of ids"
-    note += f", then up to {false} that every run answers falsely, the surest first." if false else "."
-    if not (chosen["why"] == "false").any():
+    note = f"Test volumes: of fold {first} the middle COVID-19 case of each ratio group in the order of ids"
+    note += f", then of all folds up to {false} that every run answers falsely, the surest first." if false else "."
+    if wrong.empty:
         note += " None was answered falsely by all."
     note += f" Grad-CAM: {', '.join(plain)}; the others show their trained attention." if plain else ""
     without = [run for run in runs if run not in drawn]

@@ -14,6 +14,9 @@ from chestflow.imaging.images import LEAN, Unreadable, Volume, require_hu, to_zy
 from chestflow.imaging.positions import even_step, require_straight
 
 AIR_HU = -1024
+#: Numbers of headers may differ by rounding from slice to slice: spacing by this share (half a pixel over 512), cosines
+#: of the plane by this much (a twentieth of a degree).
+SPACING_SHARE, COSINE = 1e-3, 1e-3
 _AXIAL = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0)
 
 
@@ -43,6 +46,15 @@ def slices_of(folder: Path) -> list[Path]:
 
 def _same(headers: list[Any], tag: str) -> bool:
     return len({str(header.get(tag)) for header in headers}) == 1
+
+
+def _close(headers: list[Any], tag: str, count: int, relative: float = 0.0, absolute: float = 0.0) -> bool:
+    """Whether a tag's numbers are those of the first slice but for rounding, or missing in all slices."""
+    found = [numbers(header, tag, count) for header in headers]
+    known = [one for one in found if one is not None]
+    if len(known) < len(found):
+        return not known
+    return bool(np.isclose(np.array(known), np.array(known[0]), rtol=relative, atol=absolute).all())
 
 
 def _positions(
@@ -89,8 +101,11 @@ def read_series(folder: Path) -> Series:
         raise Unreadable("missing_slices", f"a series needs at least 2 slices, this has {len(files)}")
     if any(int(header.get("NumberOfFrames") or 1) > 1 for header in headers):
         raise Unreadable("unsupported", "DICOM files with several frames")
-    for tag in ("SeriesInstanceUID", "Rows", "Columns", "PixelSpacing", "ImageOrientationPatient"):
-        if not _same(headers, tag):
+    same = {tag: _same(headers, tag) for tag in ("SeriesInstanceUID", "Rows", "Columns")}
+    same["PixelSpacing"] = _close(headers, "PixelSpacing", 2, relative=SPACING_SHARE)
+    same["ImageOrientationPatient"] = _close(headers, "ImageOrientationPatient", 6, absolute=COSINE)
+    for tag in same:
+        if not same[tag]:
             raise Unreadable("mixed_series", f"{tag} differs between the slices: give one series a folder")
     first = headers[0]
     within = numbers(first, "PixelSpacing", 2)

@@ -34,7 +34,9 @@ def soft_mask(
 ) -> Tensor:
     """T(A) = sigmoid(alpha (A* - beta)) with A* the map at the input's size in [0, 1] (eq. 2).
 
-    With alpha 100 this is nearly a threshold at beta: the slope is 25 there and below 1e-6 beyond beta +- 0.18.
+    With alpha 100 this is nearly a threshold at beta: the slope is 25 there and below 1e-6 beyond beta +- 0.18. T lies
+    strictly between 0 and 1, but float32 rounds it to 1 from 0.17 above beta (float64 from 0.37), where 1 - T drops
+    below half of its spacing.
 
     Args:
         cam: (B, 1, d, h, w) or (B, 1, h, w), non-negative.
@@ -43,7 +45,7 @@ def soft_mask(
             may leave no voxel at 1.
 
     Returns:
-        (B, 1, *size) float32 in (0, 1). Gradients vanish where a map is constant, as a dead ReLU leaves it.
+        (B, 1, *size) float32 in (0, 1]. Gradients vanish where a map is constant, as a dead ReLU leaves it.
     """
     cam = cam.float()
     mode = "trilinear" if cam.ndim == 5 else "bilinear"
@@ -66,6 +68,13 @@ def overlap_loss(t: Tensor, m: Tensor) -> Tensor:
     return (t - m).square().sum(1) / (t.sum(1) + m.sum(1) + _EPS)
 
 
+def attended(infection: Tensor | None, take: Tensor, skip_empty: bool = True) -> Tensor:
+    """Which samples take part in :func:`attention_loss`, bool (B,); arguments as there."""
+    if infection is None:
+        return torch.zeros_like(take)
+    return take & (infection.flatten(1).amax(1) > 0) if skip_empty else take
+
+
 def attention_loss(
     cam: Tensor,
     infection: Tensor | None,
@@ -76,6 +85,7 @@ def attention_loss(
     upsample_first: bool = True,
     detach_range: bool = False,
     skip_empty: bool = True,
+    divisor: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Mean of L_ex over the samples that take part, and their number.
 
@@ -85,16 +95,18 @@ def attention_loss(
         take: bool (B,), the COVID-19 samples that have a mask.
         skip_empty: leave out samples whose mask is empty: a segmenter that found nothing would otherwise punish the
             network for looking anywhere.
+        divisor: divide the sum by this scalar and not by the number: of a batch that is a part of a larger one, whose
+            loss is a mean over samples, the larger batch's number times this part's share of its samples.
 
     Returns:
         Loss and count, both scalars; 0 and 0 where no sample takes part.
     """
-    if infection is not None and skip_empty:
-        take = take & (infection.flatten(1).amax(1) > 0)
+    take = attended(infection, take, skip_empty)
     count = take.sum()
     if infection is None or not bool(count):
         return cam.float().sum() * 0.0, torch.zeros_like(count)
     with torch.autocast(cam.device.type, enabled=False):
         chosen = infection[take]
         t = soft_mask(cam[take], tuple(chosen.shape[2:]), alpha, beta, upsample_first, detach_range)
-        return overlap_loss(t, chosen).mean(), count
+        each = overlap_loss(t, chosen)
+        return (each.mean() if divisor is None else each.sum() / divisor), count

@@ -1,12 +1,14 @@
-"""Stage infection: trains the segmenters of infection that params.yaml asks for, and measures them on held images.
+"""Stage infection@modality: trains the segmenter of infection that params.yaml asks for, and measures it on held
+images.
 
-Writes ``out/infection``: the networks (:mod:`.infection`), ``evidence.json``, and where there are pseudo labels,
-``pseudo.json`` and ``pseudo/<image_id>.png`` on the slices' own grids.
+Writes ``out/infection/<modality>``: the networks (:mod:`.infection`), ``evidence.json``, and where there are pseudo
+labels, ``pseudo.json`` and ``pseudo/<image_id>.png`` on the slices' own grids.
 """
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 from chestflow.data.recipes import resize_plane
 from chestflow.files import atomic_path, write_json
 from chestflow.segmentation import infection as files
+from chestflow.segmentation import places
 from chestflow.segmentation.infection import InfectionSegmenter, Segmenter
 from chestflow.segmentation.infection_evidence import Measured, evidence
 from chestflow.segmentation.infection_slices import Case, SliceTraining, unlabelled
@@ -31,6 +34,7 @@ if TYPE_CHECKING:
 
 
 def fit_infection(
+    modality: str,
     manifest: pd.DataFrame,
     splits: pd.DataFrame,
     groups: pd.DataFrame,
@@ -40,21 +44,25 @@ def fit_infection(
     *,
     seed: int,
     threads: int = 2,
+    folds: Sequence[int] | None = None,
     workers: int | None = None,
     checkpoint_root: Path | None = None,
     log: Log | None = None,
 ) -> None:
-    """Write ``out/infection``; without sets in the settings it says that there is no segmenter.
+    """Write ``out/infection/<modality>``; without sets in its section it says that there is no segmenter.
 
     Args:
+        modality: one of :data:`.places.INFECTED`.
         manifest: all images.
-        splits: the cohorts' roles in the folds that are trained.
+        splits: the cohorts' roles in all folds.
         groups: image_id and group_id.
-        settings: section ``infection`` of params.yaml.
+        settings: section ``infection`` of params.yaml, of which the modality's counts.
         segment: section ``segment``: how lungs are found in volumes.
         out: the folder of all stages' outs.
         seed: of weights, order, augmentation and rounds.
         threads: CPU threads of the trainings, pinned.
+        folds: those that are trained; None for all of ``splits``. Who trains by source masks follows from these alone;
+            no image that any fold judges gets a pseudo label.
         workers: processes that read; None takes one per core.
         checkpoint_root: where interrupted trainings are kept; None keeps nothing.
         log: takes (what, figures, step), for a tracker; what begins with the modality and the network's name.
@@ -63,28 +71,28 @@ def fit_infection(
         DataError: an image or mask cannot be read (named by image_id), or too few images have masks.
         TrainingError: a loss is no longer finite.
     """
-    final, folder = out / "infection", out / ".infection.partial"
+    final, folder = places.infection(out, modality), out / f".infection-{modality}.partial"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     finished: list[Loop] = []
-    judged = judged_groups(splits, groups)
+    whole = InfectionSegmenter()
+    said: dict[str, Any] = {}
+    own = settings.ct_slice if modality == "ct_slice" else settings.ct_volume
     try:
-        whole, said = InfectionSegmenter(), {}
-        for modality, own in (("ct_slice", settings.ct_slice), ("ct_volume", settings.ct_volume)):
-            if not own.sets:
-                continue
+        if own.sets:
             common: dict[str, Any] = {
                 "seed": seed, "threads": threads, "workers": workers, "checkpoint_root": checkpoint_root,
                 "log": _named(log, modality),
             }  # fmt: skip
+            judged = judged_groups(splits if folds is None else splits[splits["fold"].isin(folds)], groups)
             table = candidates(manifest, groups, modality, own.sets, "infection_mask", healthy=own.normal_as_empty)
             table = table.merge(manifest[["image_id", "lung_mask"]], on="image_id")
             what = f"infection masks on images of modality {modality}"
             chosen = divide(table, judged, seed, section=f"infection.{modality}", what=what)
             if modality == "ct_slice":
-                trainer = _Slices(manifest, groups, judged, chosen, settings, folder, common)
+                trainer = _Slices(manifest, groups, judged_groups(splits, groups), chosen, settings, folder, common)
                 networks, measured = trainer.networks(), trainer.measured
-                finished += trainer.loops
+                finished = trainer.loops
             else:
                 items = {item.image_id: item for item in items_of(manifest[manifest["modality"] == modality])}
                 training = VolumeTraining(chosen, items, settings.ct_volume, segment, **common)
@@ -93,11 +101,12 @@ def fit_infection(
             if len(networks) > 1:
                 whole.halves[modality] = networks[1:]
                 whole.half_of[modality] = halves_by_image(chosen, groups)
-            said[modality] = {**_about(chosen), **evidence(measured)}
+            said = {**_about(chosen), **evidence(measured)}
         files.save(whole, folder)
         write_json(folder / "evidence.json", said)
         if final.exists():
             shutil.rmtree(final)
+        final.parent.mkdir(parents=True, exist_ok=True)
         folder.rename(final)
         for loop in finished:
             loop.done()
@@ -146,13 +155,13 @@ class _Slices:
         self,
         manifest: pd.DataFrame,
         groups: pd.DataFrame,
-        judged: set[str],
+        ever_judged: set[str],
         chosen: Plan,
         settings: Infection,
         folder: Path,
         common: dict[str, Any],
     ) -> None:
-        self.manifest, self.groups, self.judged, self.chosen = manifest, groups, judged, chosen
+        self.manifest, self.groups, self.ever_judged, self.chosen = manifest, groups, ever_judged, chosen
         self.settings, self.folder = settings.ct_slice, folder
         self.training = SliceTraining(chosen, settings.ct_slice, **common)
         self.measured: list[Measured] = []
@@ -176,10 +185,10 @@ class _Slices:
         return networks
 
     def _pool(self, held: NDArray[np.bool_]) -> list[Case]:
-        """Unlabelled slices without the groups that are measured, and without those that a classifier is judged on."""
+        """Unlabelled slices without the groups that are measured, and those that any fold judges a classifier on."""
         barred = set(self.chosen.table.loc[held, "group_id"])
         if not self.settings.pseudo.include_test_in_pseudo:
-            barred |= self.judged
+            barred |= self.ever_judged
         return unlabelled(self.manifest, self.groups, self.settings, barred)
 
     def _write(self, names: list[str], result: Labelled, shapes: list[tuple[int, int]]) -> None:

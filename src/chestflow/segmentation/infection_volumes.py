@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import zlib
 from collections.abc import Iterator
 from functools import partial
@@ -48,16 +49,31 @@ def read_slices(
         return images, volume_slices.mask_squares(infection, chosen, size)
 
 
-def read_region(item: Item, shape: VolumeShape, segment: Segment) -> Region:
-    """What the U-Net trains on of a volume; runs in a worker."""
+def read_region(item: Item, shape: VolumeShape, segment: Segment) -> Region | None:
+    """What the U-Net trains on of a volume, None where no lungs are found; runs in a worker."""
     from chestflow.imaging.read import read_volume
 
     with naming_image(item.image_id, "read for the infection segmenter"):
         volume = read_volume(Path(item.path))
         lung, _ = lungs_of_volume(item, volume.hu, volume.spacing_mm, segment)
+        if not lung.any():
+            return None
         truth = from_source(item, volume.hu.shape)
         infection = np.zeros(volume.hu.shape, bool) if truth is None else truth
         return volume_network.region(volume.hu, volume.spacing_mm, lung, shape, infection)
+
+
+def _require_lungs(items: list[Item], found: list[bool]) -> None:
+    """Say which volumes train nothing, since no network looks where there are no lungs."""
+    without = [item.image_id for item, seen in zip(items, found, strict=True) if not seen]
+    if len(without) == len(items):
+        raise DataError("infection.ct_volume.sets: no lungs were found in any of these volumes: check their HU")
+    if without:
+        print(
+            f"warning: infection.ct_volume: no lungs were found in {', '.join(without)}: check their HU; they train"
+            " nothing",
+            file=sys.stderr,
+        )
 
 
 class VolumeTraining:
@@ -96,7 +112,7 @@ class VolumeTraining:
         """Train on some rows; an interrupted training goes on from its last epoch.
 
         Raises:
-            DataError: no slice of these volumes holds lung.
+            DataError: none of these volumes holds lungs; where some do not, they are named and the others train.
             TrainingError: the loss is no longer finite.
         """
         items = [item for item, wanted in zip(self.items, rows, strict=True) if wanted]
@@ -117,9 +133,8 @@ class VolumeTraining:
         own = self.settings
         work = partial(read_slices, settings=own, segment=self.segment, seed=self.seed)
         parts = list(ordered_map(work, items, self.few, chunk=1))
+        _require_lungs(items, [bool(len(part[0])) for part in parts])
         data = Slices(np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts]))
-        if not len(data.images):
-            raise DataError("infection.ct_volume.sets: no lungs were found in any of these volumes: check their HU")
         folder = self._folder(data.images, data.targets)
         loop = Loop(
             data, np.zeros((0, own.slices.size, own.slices.size), np.uint8), own.slices,
@@ -132,7 +147,9 @@ class VolumeTraining:
     def _unet(self, items: list[Item]) -> Segmenter:
         own = self.settings
         shape = VolumeShape(own.width, own.patch, own.spacing_mm, own.window)
-        regions = list(ordered_map(partial(read_region, shape=shape, segment=self.segment), items, self.few, chunk=1))
+        read = list(ordered_map(partial(read_region, shape=shape, segment=self.segment), items, self.few, chunk=1))
+        _require_lungs(items, [part is not None for part in read])
+        regions = [part for part in read if part is not None]
         folder = self._folder(*chain.from_iterable((part.values, part.infection) for part in regions))
         model = volume_network.build(shape, self.seed)
         log = self.log

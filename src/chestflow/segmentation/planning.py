@@ -63,7 +63,7 @@ def candidates(
 
 
 def judged_groups(splits: pd.DataFrame, groups: pd.DataFrame) -> set[str]:
-    """Groups of which an image is tuned or tested on in a trained fold of any cohort."""
+    """Groups of which an image is tuned or tested on in these folds of any cohort."""
     judged = splits.loc[splits["role"].isin(JUDGED), "image_id"]
     return set(judged.map(groups.set_index("image_id")["group_id"]).fillna(judged))
 

@@ -127,7 +127,9 @@ class Loop:
         self.seed, self.threads, self.folder = seed, threads, folder
         self.measure, self.log, self.section = measure, log, section
         classes = 1 if doctors.kinds is None else len(LESIONS)
-        self.shape = Shape(settings.backbone, settings.channel, settings.size, classes, settings.score_norm)
+        self.shape = Shape(
+            settings.backbone, settings.channel, settings.size, classes, settings.score_norm, settings.fourth
+        )
         self.chunks = draw_rounds(len(pool), settings.pseudo.chunk, seed)
         self.labels: list[NDArray[np.uint8]] = []
         self.records: list[dict[str, Any]] = []

@@ -1,4 +1,4 @@
-"""Stage segment: lung and infection masks on the original grid, and the infection ratio before any resampling.
+"""Stage segment@modality: lung and infection masks on the original grid, and the infection ratio there.
 
 Lungs: the source's masks where it gives them (on CT only if asked for), else a threshold on CT volumes and a small
 U-Net on X-rays (:mod:`.planning` says on which images it may train). Infection: the source's masks, else the trained
@@ -20,6 +20,7 @@ import pandas as pd
 from chestflow.errors import naming_image
 from chestflow.files import write_json, write_parquet
 from chestflow.parallel import ordered_map
+from chestflow.segmentation import found_ratio, places
 from chestflow.segmentation import masks as mask_files
 from chestflow.segmentation.reading import Item, Mask, infection_of, items_of, lungs_of_volume, read_small
 
@@ -37,10 +38,12 @@ RATIO_COLUMNS = {
     "has_infection": "bool",
     "lung_from": "str",
     "infection_from": "str",
+    found_ratio.COLUMN: "float64",
 }
 
 
 def segment(
+    modality: str,
     manifest: pd.DataFrame,
     splits: pd.DataFrame,
     groups: pd.DataFrame,
@@ -52,9 +55,11 @@ def segment(
     workers: int | None = None,
     infection: InfectionSegmenter | None = None,
 ) -> None:
-    """Write ``out/segment``: masks/, ratio.parquet, and the X-ray segmenter with its Dice where one is trained.
+    """Write ``out/segment/<modality>``: masks/, ratio.parquet, and of X-rays the lungs' segmenter with its Dice where
+    one is trained.
 
     Args:
+        modality: whose images are segmented.
         manifest: all images.
         splits: the cohorts' roles in the folds that are trained.
         groups: image_id and group_id.
@@ -63,17 +68,17 @@ def segment(
         seed: of the X-ray segmenter.
         threads: CPU threads of its training, pinned.
         workers: processes; None takes one per core.
-        infection: what the stage ``infection`` trained; None leaves images without source masks unknown.
+        infection: what the modality's stage ``infection`` trained; None leaves images without source masks unknown.
 
     Raises:
         DataError: an image or mask cannot be read (named by image_id), or sets without lung masks shall train.
     """
-    final, folder = out / "segment", out / ".segment.partial"
+    final, folder = places.segmented(out, modality), out / f".segment-{modality}.partial"
     shutil.rmtree(folder, ignore_errors=True)
     (folder / "masks").mkdir(parents=True)
     try:
         fitted = None
-        if settings.cxr_lungs.sets:
+        if modality == "cxr" and settings.cxr_lungs.sets:
             from chestflow.segmentation.fitting import fit
 
             fitted = fit(manifest, splits, groups, settings.cxr_lungs, seed=seed, threads=threads, workers=workers)
@@ -81,10 +86,11 @@ def segment(
 
             save(fitted.final, folder / "cxr_lungs.safetensors")
             write_json(folder / "cxr_lungs.json", fitted.evidence)
-        items = items_of(manifest)
+        items = items_of(manifest[manifest["modality"] == modality])
         asked = [item for item in items if _is_for_network(item, infection, settings)]
-        later = [item for item in items if fitted is not None and item.modality == "cxr" and not item.lung_mask]
-        now = sorted(set(items) - set(later) - set(asked), key=lambda item: item.image_id)
+        later = [item for item in items if fitted is not None and not item.lung_mask]
+        both = [item for item in found_ratio.tested(items, splits, infection) if item not in asked]
+        now = sorted(set(items) - set(later) - set(asked) - set(both), key=lambda item: item.image_id)
         work = partial(_segment_one, settings=settings, folder=folder / "masks")
         rows = list(ordered_map(work, now, workers))
         if fitted is not None:
@@ -92,13 +98,15 @@ def segment(
         if infection is not None:
             from chestflow.segmentation.infecting import infections
 
-            for item, seen, found in infections(asked, infection, settings, threads=threads, workers=workers):
-                marked = infection_of(item, seen.shape, found)
-                rows.append(_finish(item.image_id, seen.lung, seen.lung_from, marked, seen.spacing, folder / "masks"))
+            for item, seen, found in infections(asked + both, infection, settings, threads=threads, workers=workers):
+                marked = infection_of(item, seen.shape, found if item in asked else None)
+                row = _finish(item.image_id, seen.lung, seen.lung_from, marked, seen.spacing, folder / "masks")
+                rows.append(row | found_ratio.ratio_of(item, seen, found, infection, settings))
         table = pd.DataFrame(rows, columns=list(RATIO_COLUMNS)).astype(RATIO_COLUMNS)
         write_parquet(folder / "ratio.parquet", table.sort_values("image_id", ignore_index=True))
         if final.exists():
             shutil.rmtree(final)
+        final.parent.mkdir(parents=True, exist_ok=True)
         folder.rename(final)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

@@ -36,6 +36,7 @@ class Shape:
     size: int = 352
     classes: int = 1
     score_norm: bool = True
+    fourth: bool = False
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ def build(shape: Shape, seed: int = 0, weights: str | None = None) -> SliceNetwo
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = InfNet(shape.backbone, shape.classes, shape.channel, weights, shape.score_norm)
+        network = InfNet(shape.backbone, shape.classes, shape.channel, weights, shape.score_norm, shape.fourth)
         return SliceNetwork(network, shape)
 
 

@@ -60,7 +60,13 @@ def build(shape: VolumeShape, seed: int = 0) -> VolumeNetwork:
 
 
 def place_of(lung: NDArray[np.bool_], spacing: tuple[float, float, float]) -> tuple[slice, ...]:
-    """The lungs' box with a margin, as an index; the whole volume where there are none."""
+    """The lungs' box with a margin, as an index.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if not lung.any():
+        raise ValueError("a volume without lungs has no box to look into")
     margin = max(1, round(MARGIN_MM / min(spacing)))
     return slices(grow(bounding_box(lung), margin, lung.shape))
 

@@ -139,7 +139,9 @@ def rate(reasons: Sequence[str | None]) -> dict[str, Any]:
 def _lung_shares(pack: Pack, images: list[str]) -> list[float | None]:
     known = pack.index.set_index("row")["has_lung"]
     rows = pack.rows_of(images)
-    return [lung_share(pack.gather([row])[1]) if known.loc[row] else None for row in rows]
+    # lungs are looked for on every volume: where they are unknown none were found
+    volumes = pack.recipe["modality"] == "ct_volume"
+    return [lung_share(pack.gather([row])[1]) if volumes or known.loc[row] else None for row in rows]
 
 
 def _distances(folder: Path, found: dict[str, Tensor], pack: Pack, images: list[str], device: str) -> np.ndarray:

@@ -17,6 +17,7 @@ from typing import Any
 from chestflow.errors import DataError, TrackingError
 from chestflow.evaluation.calibration import OperatingPoint, operating_points
 from chestflow.files import read_json, sha256_file, write_json
+from chestflow.segmentation import places
 from chestflow.serving.infection import FOLDER as INFECTION
 
 FILE, EVIDENCE, LUNGS = "bundle.json", "evaluation.json", "cxr_lungs.safetensors"
@@ -115,11 +116,11 @@ def write(bundle: Bundle, folder: Path, out: Path, *, lungs: bool = True, calibr
         target.parent.mkdir(parents=True, exist_ok=True)
         _copy(file, target)
     _copy(out / "evaluate" / f"{bundle.name}.json", folder / EVIDENCE)
-    segmenter = out / "segment" / LUNGS
+    segmenter = places.segmented(out, "cxr") / LUNGS
     if lungs and segmenter.exists():
         _copy(segmenter, folder / LUNGS)
     if bundle.reads_infection:
-        _copy_segmenter(out / INFECTION, folder / INFECTION, bundle.modality)
+        _copy_segmenter(places.infection(out, bundle.modality), folder / INFECTION, bundle.modality)
     write_json(folder / FILE, asdict(bundle))
 
 
@@ -129,10 +130,7 @@ def _copy_segmenter(source: Path, target: Path, modality: str) -> None:
 
     for file in infection.files(source, modality):
         target.mkdir(parents=True, exist_ok=True)
-        if file.name == infection.FILE:  # the other modalities' networks stay behind
-            write_json(target / file.name, {modality: read_json(file)[modality]})
-        else:
-            _copy(file, target / file.name)
+        _copy(file, target / file.name)
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from chestflow.files import read_json, write_json
+from chestflow.segmentation import places
 from chestflow.tracking import evidence as read
 from chestflow.tracking import store, taken
 from chestflow.tracking.runs import log_metrics
@@ -71,7 +72,7 @@ def attach_studies(client: MlflowClient, run_id: str, studies: dict[str, Path]) 
 def attach_taken(client: MlflowClient, run_id: str, params: Params, run: str, fold: int, out: Path) -> None:
     """What a training took over: the search for its tau under ``tau/``, its pretraining under ``pretraining/``."""
     if uses.tau_is_tuned(params, run):
-        attach_tau(client, run_id, uses.tau_file(run, fold, out))
+        attach_tau(client, run_id, uses.tau_evidence(run, fold, out))
     if "weights" in params.runs[run].uses:
         attach_pretraining(client, run_id, params.runs[run].uses["weights"], out)
 
@@ -109,33 +110,30 @@ def attach_pretraining(client: MlflowClient, run_id: str, name: str, out: Path) 
         client.log_artifacts(run_id, folder, "pretraining")
 
 
-def attach_infection(client: MlflowClient, run_id: str, out: Path, modality: str | None = None) -> None:
-    """How good the segmenters of infection are as ``infection/<modality>/dice`` and so on, with the evidence, the
-    rounds of pseudo labels and their pictures under ``infection/``.
+def attach_infection(client: MlflowClient, run_id: str, out: Path, modality: str) -> None:
+    """How good a modality's segmenter of infection is as ``infection/<modality>/dice`` and so on (of a kind of lesion
+    as ``infection/<modality>/ground_glass/dice``), with the evidence, the rounds of pseudo labels and their pictures
+    under ``infection/``.
 
     Args:
         client: of the store.
         run_id: whose.
         out: the stages' outs.
-        modality: of a run that reads their masks; None shows all.
+        modality: of the segmenter, and of a run that reads its masks.
     """
     from chestflow.evaluation.report_infection import plots
 
-    evidence = {
-        name: taken.infection_evidence(out, name)
-        for name in ("ct_slice", "ct_volume")
-        if modality in (None, name) and taken.infection_evidence(out, name)
-    }
-    if not evidence:
+    about = taken.infection_evidence(out, modality)
+    if not about:
         return
-    for name, about in evidence.items():
-        values = {f"{key}{end}": part[at] for key, part in about["figures"].items() for end, at in ENDS}
-        values["ratio_error"] = about["ratio_error"]["mae"]
-        log_metrics(client, run_id, {f"infection/{name}/{key}": value for key, value in values.items()})
+    values = {f"{key}{end}": part[at] for key, part in about["figures"].items() for end, at in ENDS}
+    values["ratio_error"] = about["ratio_error"]["mae"]
+    values |= taken.kind_figures(about)
+    log_metrics(client, run_id, {f"infection/{modality}/{key}": value for key, value in values.items()})
     with store.clear_errors("attaching the infection segmenter"), tempfile.TemporaryDirectory() as folder:
-        write_json(Path(folder) / "evidence.json", evidence)
-        source = out / "infection" / "pseudo.json"
-        if "ct_slice" in evidence and source.exists():
+        write_json(Path(folder) / "evidence.json", about)
+        source = places.infection(out, modality) / "pseudo.json"
+        if source.exists():
             pseudo = read_json(source)
             write_json(Path(folder) / "pseudo.json", {name: part["rounds"] for name, part in pseudo.items()})
             for content, caption in plots(pseudo):

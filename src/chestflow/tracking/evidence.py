@@ -111,6 +111,13 @@ def uniform_alone(evidence: dict[str, Any]) -> Figure | None:
     return figure(members["uniform"]["auroc"]) if members and "uniform" in members else None
 
 
+def as_served(evidence: dict[str, Any]) -> tuple[Figure, Figure] | None:
+    """AUROC of a dual-sampling ensemble with w from the sources' masks, and from the ratio that a served model finds;
+    None where the second was not measured."""
+    found = evidence.get("as_served")
+    return (figure(found["source"]["auroc"]), figure(found["network"]["auroc"])) if found else None
+
+
 def mlflow_metrics(evidence: dict[str, Any]) -> dict[str, float]:
     """``test/auroc``, ``test/auroc_lo``, ``test/auroc_hi`` and so on, as evaluate flattened them."""
     return {name: float(value) for name, value in evidence.get("mlflow_metrics", {}).items() if value is not None}

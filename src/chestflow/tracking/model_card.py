@@ -101,6 +101,13 @@ def card(
             "",
             f"Where the infection ratio is unknown the uniform network answers alone: AUROC {_interval(alone)}.",
         ]
+    both = read.as_served(found)
+    if both is not None:
+        lines += [
+            "",
+            f"These figures take w from the sources' masks: AUROC {_interval(both[0])}. As served, with w from the "
+            f"infection ratio that a network finds by itself: AUROC {_interval(both[1])}.",
+        ]
     groups = read.subgroups(found) or []
     if groups:
         lines += ["", "| subgroup | images | AUROC |", "|---|---|---|"]

@@ -80,11 +80,7 @@ def describe(params: Params, name: str, out: Path) -> Bundle:
         weighting=weighted(weights) if weights and not mean else None,
         temperature=served.temperature,
         threshold=served.threshold,
-        segmentation={
-            "ct_lung_threshold_hu": params.segment.ct_lung_threshold_hu,
-            "ct_closing_mm": params.segment.ct_closing_mm,
-            "ct_convex_wall": params.segment.ct_convex_wall,
-        },
+        segmentation=_lung_rules(params) if first["input"]["modality"] == "ct_volume" else {},
         phantom=bool(images["source"].isin(SETS).any()),
         licences=licences,
         commercial_use=commercial,
@@ -93,6 +89,15 @@ def describe(params: Params, name: str, out: Path) -> Bundle:
         uniform=calibrated(uniform) if uniform else None,
         reads_infection=marks,
     )
+
+
+def _lung_rules(params: Params) -> dict[str, float]:
+    """How the lungs of a new volume are found."""
+    return {
+        "ct_lung_threshold_hu": params.segment.ct_lung_threshold_hu,
+        "ct_closing_mm": params.segment.ct_closing_mm,
+        "ct_convex_wall": params.segment.ct_convex_wall,
+    }
 
 
 def _read_infection(out: Path, runs: list[str], fold: int) -> bool:

@@ -166,35 +166,29 @@ def images_of(params: Params, run: str, fold: int, out: Path) -> pd.DataFrame:
     return joined.sort_values("image_id", ignore_index=True)[["image_id", "patient_id", "source", "role"]]
 
 
-def infection_images(params: Params, out: Path, modality: str | None = None) -> pd.DataFrame:
-    """Images that may have taught the segmenters of infection: those with masks and, where these count as empty,
-    healthy ones (role ``masks``), and those that may get pseudo labels (``unlabelled``).
+def infection_images(params: Params, out: Path, modality: str) -> pd.DataFrame:
+    """Images that may have taught a modality's segmenter of infection: those with masks and, where these count as
+    empty, healthy ones (role ``masks``), and those that may get pseudo labels (``unlabelled``). None for X-rays.
 
     Some of them are kept aside to be measured, and some barred from pseudo labels: a withdrawal rather finds one
     too many.
-
-    Args:
-        params: the checked parameters.
-        out: the stages' outs.
-        modality: of one segmenter; None takes both.
     """
     import pandas as pd
 
     from chestflow.segmentation.reading import with_paths
 
+    own = getattr(params.infection, modality, None)
+    if own is None or not own.sets:
+        return with_role([], "masks", out)
     manifest = read_parquet(out / "manifest.parquet")
-    found = []
-    for kind, own in (("ct_slice", params.infection.ct_slice), ("ct_volume", params.infection.ct_volume)):
-        if not own.sets or modality not in (None, kind):
-            continue
-        here, given = manifest["modality"] == kind, with_paths(manifest["infection_mask"])
-        healthy = (manifest["label"] == "normal").fillna(False).astype(bool) & own.normal_as_empty
-        taught = here & manifest["source"].isin(own.sets) & (given | healthy)
-        found.append(with_role(manifest.loc[taught, "image_id"].tolist(), "masks", out))
-        if kind == "ct_slice":
-            pseudo = here & manifest["source"].isin(params.infection.ct_slice.pseudo.sets) & ~given & ~taught
-            found.append(with_role(manifest.loc[pseudo, "image_id"].tolist(), "unlabelled", out))
-    return pd.concat(found, ignore_index=True) if found else with_role([], "masks", out)
+    here, given = manifest["modality"] == modality, with_paths(manifest["infection_mask"])
+    healthy = (manifest["label"] == "normal").fillna(False).astype(bool) & own.normal_as_empty
+    taught = here & manifest["source"].isin(own.sets) & (given | healthy)
+    found = [with_role(manifest.loc[taught, "image_id"].tolist(), "masks", out)]
+    if modality == "ct_slice":
+        pseudo = here & manifest["source"].isin(own.pseudo.sets) & ~given & ~taught
+        found.append(with_role(manifest.loc[pseudo, "image_id"].tolist(), "unlabelled", out))
+    return pd.concat(found, ignore_index=True)
 
 
 def with_role(images: list[str], role: str, out: Path) -> pd.DataFrame:

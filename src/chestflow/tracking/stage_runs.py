@@ -31,33 +31,42 @@ Log = Callable[[str, dict[str, float], int], None]
 
 @contextmanager
 def infection_run(
-    params: Params, *, out: Path = Path("out"), checkpoints: Path = Path(".checkpoints")
+    params: Params, modality: str, *, out: Path = Path("out"), checkpoints: Path = Path(".checkpoints")
 ) -> Iterator[Log | None]:
-    """Record the stage ``infection``: yields its log, or None where it trains nothing.
+    """Record the stage ``infection@<modality>``: yields its log, or None where it trains nothing.
 
     Losses and the Dice of each round come while it trains; evidence and pictures at the end.
 
     Raises:
         TrackingError: the store cannot be used; before any training.
     """
-    sets = sorted({*params.infection.ct_slice.sets, *params.infection.ct_volume.sets})
+    own = getattr(params.infection, modality)
+    sets = sorted(own.sets)
     if not sets:
         yield None
         return
     sections = {
         "profile": params.profile, "seed": params.seed, "folds": params.folds, "threads": params.engine.threads,
-        "infection": params.infection.model_dump(mode="json"), "segment": params.segment.model_dump(mode="json"),
+        "infection": own.model_dump(mode="json"), **_lungs(params, modality),
     }  # fmt: skip
     values = {"seed": params.seed, "sets": ", ".join(sets)}
-    sets = sorted({*sets, *params.infection.ct_slice.pseudo.sets})
+    if modality == "ct_slice":
+        sets = sorted({*sets, *params.infection.ct_slice.pseudo.sets})
+    stage = f"infection@{modality}"
 
     def begin(client: MlflowClient) -> str:
-        images = provenance.infection_images(params, out)
-        return _begin(client, params, "infection", sections, values, sets, "infection", images, out)
+        images = provenance.infection_images(params, out, modality)
+        return _begin(client, params, stage, sections, values, sets, "infection", images, out)
 
-    with recorded(begin, checkpoints, "infection", _state(sections, sets, out)) as run:
+    with recorded(begin, checkpoints, f"infection-{modality}", _state(sections, sets, out)) as run:
         yield _log_of(run)
-        _at_the_end(run, lambda: attach_infection(run.client, run.run_id, out))
+        _at_the_end(run, lambda: attach_infection(run.client, run.run_id, out, modality))
+
+
+def _lungs(params: Params, modality: str) -> dict[str, Any]:
+    """How lungs are found, where a segmenter of infection looks at them alone."""
+    rules = {name: value for name, value in params.segment.model_dump(mode="json").items() if name.startswith("ct_")}
+    return {"segment": rules} if modality == "ct_volume" else {}
 
 
 @contextmanager

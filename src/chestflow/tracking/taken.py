@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from chestflow.files import WEIGHTS, read_json, sha256_file
+from chestflow.segmentation import places
 from chestflow.training import uses
 
 if TYPE_CHECKING:
@@ -47,8 +48,18 @@ def fingerprint(path: Path) -> str:
 
 def infection_evidence(out: Path, modality: str) -> dict[str, Any]:
     """The figures of the segmenter of infection for a modality; empty where there is none."""
-    path = out / "infection" / "evidence.json"
-    return dict(read_json(path).get(modality, {})) if path.exists() else {}
+    path = places.infection(out, modality) / "evidence.json"
+    return dict(read_json(path)) if path.exists() else {}
+
+
+def kind_figures(about: dict[str, Any]) -> dict[str, Any]:
+    """Dice by kind of lesion, of :func:`infection_evidence`: ``ground_glass/dice`` with ``_lo`` and ``_hi``."""
+    return {
+        f"{kind.replace(' ', '_')}/dice{end}": part["figures"]["dice"][at]
+        for kind, part in about.get("by_kind", {}).items()
+        for end, at in (("", "value"), ("_lo", "lo"), ("_hi", "hi"))
+        if "dice" in part["figures"]
+    }
 
 
 def card_lines(params: Params, runs: list[str], folds: list[int], out: Path) -> dict[str, str]:
@@ -61,7 +72,7 @@ def card_lines(params: Params, runs: list[str], folds: list[int], out: Path) -> 
             kind = f"run {name}" if role == GLOBAL else _pretraining(name, out)
             rows[f"{what} of {run}"] = f"{kind}, weights {found}"
         if uses.tau_is_tuned(params, run):
-            rows[f"tau of {run}"] = "; ".join(_tau(uses.tau_file(run, fold, out), fold) for fold in folds)
+            rows[f"tau of {run}"] = "; ".join(_tau(uses.tau_evidence(run, fold, out), fold) for fold in folds)
     return rows
 
 
@@ -70,7 +81,7 @@ def infection_row(out: Path, modality: str) -> str:
     found = infection_evidence(out, modality)
     if not found:
         return ""
-    weights = fingerprint(out / "infection" / f"{modality}.safetensors")
+    weights = fingerprint(places.infection(out, modality) / f"{modality}.safetensors")
     dice = found["figures"].get("dice")
     if dice is None or dice["value"] is None:
         measured = "not measured on infected images"

@@ -21,7 +21,7 @@ from torch import nn
 from chestflow.errors import ConfigError
 from chestflow.training import checkpoints, distributed, history, monitors
 from chestflow.training.distributed import World
-from chestflow.training.hardware import choose_device, make_reproducible, seed_of
+from chestflow.training.hardware import choose_device, make_reproducible, mixed, seed_of
 from chestflow.training.inference import infer
 from chestflow.training.loader import PackLike, Reader
 from chestflow.training.phases import Phase, apply_freezing, drop
@@ -89,12 +89,13 @@ def fit(
         folder: of the checkpoint; whoever calls clears it once the results are written.
 
     Raises:
+        ConfigError: the device is not there, or ``engine.amp`` is not for it.
         TrainingError: a loss or gradient is not finite; the message names where and what may help.
     """
     make_reproducible(settings.threads)
     device = choose_device(settings.device)
     world = distributed.enter(device.type)
-    amp = settings.amp == "bf16" or (settings.amp == "auto" and device.type == "cuda")
+    amp = mixed(device, settings.amp, volumes=data.pack.data.ndim == 4)
     network.to(device)
     if data.pack.data.ndim == 3:
         network.to(memory_format=torch.channels_last)

@@ -34,6 +34,20 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device(kind)
 
 
+def mixed(device: torch.device, amp: str, *, volumes: bool) -> bool:
+    """Whether networks compute in bfloat16 where that is enough: as ``engine.amp`` asks, ``auto`` on CUDA GPUs alone.
+
+    Raises:
+        ConfigError: volumes in bfloat16 on a CPU, where weight gradients of 3D convolutions can be wrong.
+    """
+    if amp == "bf16" and device.type == "cpu" and volumes:
+        raise ConfigError(
+            "engine.amp is bf16 on the CPU, where the gradients of networks for volumes can be wrong: set engine.amp to"
+            " off or auto"
+        )
+    return amp == "bf16" or (amp == "auto" and device.type == "cuda")
+
+
 def make_reproducible(threads: int) -> None:
     """Pin what changes sums: CPU threads, and algorithms that race or are picked by timing.
 

@@ -99,8 +99,12 @@ class Reader:
 
     def batches(self, order: Iterable[Sequence[int]]) -> Iterator[Batch]:
         """Batches of these positions in this order, read ahead."""
-        for raw in ahead(self.read, order):
+        for raw in self.raws(order):
             yield self.finish(raw)
+
+    def raws(self, order: Iterable[Sequence[int]], depth: int = _DEPTH) -> Iterator[Raw]:
+        """The same before they are brought to the device, ``depth`` of them read ahead."""
+        return ahead(self.read, order, depth)
 
 
 def ahead(read: Callable[[T], U], items: Iterable[T], depth: int = _DEPTH) -> Iterator[U]:

@@ -26,14 +26,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chestflow.nn.backbones import Backbone
-from chestflow.nn.input import CxrInput
+from chestflow.nn.knowledge_input import input_layer
 from chestflow.training.phases import Batch, Phase
 from chestflow.training.samplers import uniform
 from chestflow.training.views import random_view
 
 WIDTH = 128  # of the compared vectors
-#: Mean and deviation of grey values in [0, 1] in the published code of Self-Trans.
-SELF_TRANS = (0.4527,), (0.3317,)
 
 
 class Settings(Protocol):
@@ -56,13 +54,6 @@ class Settings(Protocol):
     key_groups: int
     smallest_crop: float
     seed: int
-
-
-def input_layer(normalise: str, channels: int) -> CxrInput:
-    """Grey values to network input; ``selftrans`` is paper 003's normalisation, the others are CxrInput's."""
-    if normalise == "selftrans":
-        return CxrInput("fixed", channels, *SELF_TRANS)
-    return CxrInput(normalise, channels)  # type: ignore[arg-type]
 
 
 class Encoder(nn.Module):

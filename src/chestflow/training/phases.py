@@ -33,6 +33,9 @@ class Batch:
         has_infection: bool (B,), whether an infection mask exists for the sample (an existing mask may be empty).
         ratio: float32 (B,), infection / lung volume on the original grid; NaN where unknown.
         rows: int64 (B,), positions in the pack.
+        counted: what the phase's ``counts`` found in all batches of the step together, where the step is split over
+            micro-batches or processes; None where this batch is the whole step.
+        share: of the step's samples that are in this batch; 1 where ``counted`` is None.
     """
 
     image: Tensor
@@ -42,6 +45,8 @@ class Batch:
     has_infection: Tensor
     ratio: Tensor
     rows: Tensor
+    counted: Tensor | None = None
+    share: float = 1.0
 
 
 def respond(network: nn.Module, batch: Batch) -> Output:
@@ -100,6 +105,9 @@ class Phase:
         clip_norm: gradient norm bound; None does not clip.
         mixes_samples: the loss compares the samples of a batch with each other, so a batch dealt out over processes, or
             split into micro-batches, would be another loss.
+        counts: how many of a batch's samples a part of the loss is the mean over, where that is not all of them. The
+            step weighs its micro-batches by their samples, so such a part divides by ``batch.counted * batch.share``
+            and not by its own number. It must not look at what augmentation changes.
     """
 
     name: str
@@ -119,6 +127,7 @@ class Phase:
     accumulate: int = 1
     clip_norm: float | None = None
     mixes_samples: bool = False
+    counts: Callable[[Batch], Tensor] | None = None
     tags: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from typing import Any, TextIO
 
 QUIET_SECONDS = 60.0
+
+
+def say(line: str) -> None:
+    """A line about the training on stderr, by the first process alone."""
+    if os.environ.get("RANK", "0") == "0":
+        print(line, file=sys.stderr, flush=True)
 
 
 def _clock(seconds: float) -> str:

@@ -15,6 +15,8 @@ from chestflow.methods import registry
 from chestflow.training import tables, uses
 from chestflow.training.checkpoints import clear
 from chestflow.training.identity import checkpoint_folder
+from chestflow.training.lungless import without_lungless
+from chestflow.training.progress import say
 from chestflow.training.termination import stop_on_sigterm
 
 if TYPE_CHECKING:
@@ -72,6 +74,11 @@ def _train(params: Any, run: str, fold: int, out: Path, folder: Path, log: Log |
         name: table.assign(row=pack.rows_of(table["image_id"].tolist()))
         for name, table in tables.role_tables(task, section.task, fold, out).items()
     }
+    roles, left_out = without_lungless(roles, pack)
+    for role, count in left_out.items():
+        if count:
+            say(f"runs.{run}, fold {fold}: {count} volumes leave role {role}, no lungs were found in them")
+            tables.require(roles[role], role, section.task, fold, list(task.classes))
     taken = uses.resolved(params, run, fold, out)
     spec = registry.InputSpec(pack.recipe["modality"], tuple(pack.data.shape[1:]), tuple(task.classes), taken)
     if spec.modality not in method.modalities:
@@ -97,6 +104,7 @@ def _train(params: Any, run: str, fold: int, out: Path, folder: Path, log: Log |
         "input": asdict(spec),
         "task": {"name": section.task, "cohort": task.cohort, "classes": dict(task.classes)},
         "recipe": {"name": section.recipe, **pack.recipe},
+        "left_out_without_lungs": left_out,
         "seed": seed,
         "best": result.best,
         "dropped": [name for phase in phases for name in phase.drops],

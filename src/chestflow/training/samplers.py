@@ -17,6 +17,7 @@ from torch import Generator, Tensor
 
 from chestflow.errors import ConfigError, DataError
 from chestflow.training.phases import Sampler
+from chestflow.training.progress import say
 
 #: Order of the size groups of :func:`size_groups`.
 GROUPS = ("covid_small", "covid_large", "cap_small", "cap_large")
@@ -100,7 +101,7 @@ def size_balanced(
             a class equally frequent.
         positive: the class index of COVID-19.
 
-    Samples without a known ratio belong to no group and are never drawn.
+    Samples without a known ratio belong to no group and are never drawn; their number is said once.
 
     Raises:
         ConfigError: an unknown mode.
@@ -108,6 +109,7 @@ def size_balanced(
     """
     if mode not in ("group_first", "per_sample"):
         raise ConfigError(f"size_balanced has no mode {mode!r}: choose group_first or per_sample")
+    said: set[int] = set()
 
     def sample(table: pd.DataFrame, batch_size: int, generator: Generator) -> Iterator[Sequence[int]]:
         group = size_groups(table, covid_cut, cap_cut, positive)
@@ -118,6 +120,13 @@ def size_balanced(
             raise DataError(
                 "size-balanced sampling needs infection ratios and no training sample has one: give infection masks, "
                 "or sample uniformly"
+            )
+        without = len(table) - draws
+        if without and without not in said:  # the next epoch's number is the same
+            said.add(without)
+            say(
+                f"size-balanced sampling: {without} of {len(table)} training samples have no infection ratio and are"
+                " never drawn"
             )
         weights = torch.from_numpy(group_weights(counts.tolist()))
         if mode == "per_sample":

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from chestflow.errors import TrainingError
 from chestflow.training.distributed import World, without_sync
 from chestflow.training.hardware import autocast, seed_of
-from chestflow.training.loader import Reader
+from chestflow.training.loader import Raw, Reader
 from chestflow.training.phases import Phase
 
 
@@ -64,7 +64,9 @@ class Stepper:
             TrainingError: a loss or gradient is not finite.
         """
         plan = [shares(positions, micro_size(self.phase), self.world) for positions in order]
-        stream = self.reader.batches(chunk for step in plan[course.step :] for chunk, _ in step)
+        # a step that is counted first waits for all of its micro-batches, so the next one's are read meanwhile
+        depth = max(2, *map(len, plan)) if self._counts() else 2
+        stream = self.reader.raws((chunk for step in plan[course.step :] for chunk, _ in step), depth)
         try:
             for positions, step in zip(order[course.step :], plan[course.step :], strict=True):
                 parts = self._step(course, step, stream)
@@ -76,16 +78,36 @@ class Stepper:
         finally:
             stream.close()  # type: ignore[attr-defined]
 
-    def _step(self, course: Course, step: list[tuple[list[int], float]], stream: Iterator[Any]) -> dict[str, float]:
+    def _counts(self) -> bool:
+        """Whether a loss must be told of the step's other batches; the same in all processes."""
+        return self.phase.counts is not None and (self.phase.accumulate > 1 or self.world.size > 1)
+
+    def _counted(self, raws: list[Raw], step: list[tuple[list[int], float]]) -> Tensor:
+        """What the phase counts in the whole step, over its micro-batches and all processes."""
+        assert self.phase.counts is not None
+        total = torch.zeros((), device=self.device)
+        for raw, (_, weight) in zip(raws, step, strict=True):
+            if weight:
+                total += self.phase.counts(self.reader.finish(raw))
+        return self.world.total(total)
+
+    def _step(self, course: Course, step: list[tuple[list[int], float]], stream: Iterator[Raw]) -> dict[str, float]:
         """One step over its micro-batches; the losses' means over the samples of all processes."""
         generator = course.generator(self.seed, "step", self.world.rank)
         torch.manual_seed(seed_of(generator.initial_seed(), "dropout"))
         self.optimiser.zero_grad(set_to_none=True)
         sums: dict[str, Tensor] = {}
-        for place, (_, weight) in enumerate(step):
-            batch = next(stream)
+        raws: Iterable[Raw] = (next(stream) for _ in step)
+        counted = None
+        if self._counts():
+            raws = list(raws)  # as they lie in the pack, in the host's memory
+            counted = self._counted(raws, step)
+        for place, (raw, (_, weight)) in enumerate(zip(raws, step, strict=True)):
+            batch = self.reader.finish(raw)
             if self.phase.augment is not None:
                 batch = self.phase.augment(batch, generator)
+            if counted is not None and weight:
+                batch = replace(batch, counted=counted, share=weight)
             with without_sync(self.model, last=place == len(step) - 1):
                 with autocast(self.device, self.amp):
                     parts = self.phase.loss(self.model, batch, generator)

@@ -11,6 +11,7 @@ import pandas as pd
 
 from chestflow.errors import DataError
 from chestflow.files import read_parquet
+from chestflow.segmentation import places
 
 #: Roles that get predictions but never show their labels.
 UNSEEN = ("test", "external")
@@ -25,7 +26,7 @@ def role_tables(task: Any, name: str, fold: int, out: Path) -> dict[str, pd.Data
     Args:
         task: with ``cohort`` and ``classes`` (class -> labels, in index order).
         name: the task's, for messages.
-        out: the folder of splits.parquet, manifest.parquet and segment/ratio.parquet.
+        out: the folder of splits.parquet, manifest.parquet and the ratios of the cohort's modality.
 
     Raises:
         DataError: the cohort has no such fold, or a role lacks images or classes that training needs.
@@ -36,9 +37,10 @@ def role_tables(task: Any, name: str, fold: int, out: Path) -> dict[str, pd.Data
         raise DataError(
             f"{out}/splits.parquet has no fold {fold} of cohort {task.cohort}: check `folds`, run the split"
         )
-    manifest = read_parquet(out / "manifest.parquet")[["image_id", "patient_id", "label"]]
-    ratio = read_parquet(out / "segment" / "ratio.parquet")[["image_id", "ratio"]]
-    joined = splits[["image_id", "role"]].merge(manifest, on="image_id").merge(ratio, on="image_id", how="left")
+    manifest = read_parquet(out / "manifest.parquet")[["image_id", "patient_id", "label", "modality"]]
+    joined = splits[["image_id", "role"]].merge(manifest, on="image_id")
+    ratio = places.ratios(out, joined["modality"].iloc[0])[["image_id", "ratio"]]  # a cohort has one modality
+    joined = joined.drop(columns="modality").merge(ratio, on="image_id", how="left")
     joined["ratio"] = joined["ratio"].astype("Float64").to_numpy(float, na_value=np.nan)
     joined["target"] = joined["label"].map(label_indices(task.classes))
     joined = joined.dropna(subset=["target"]).astype({"target": "int64"}).sort_values("image_id", ignore_index=True)
@@ -46,7 +48,7 @@ def role_tables(task: Any, name: str, fold: int, out: Path) -> dict[str, pd.Data
     for role in ("train", "tune", *UNSEEN):
         table = joined[joined["role"] == role].drop(columns=["role", "label"]).reset_index(drop=True)
         if role != "external":
-            _require(table, role, name, fold, list(task.classes))
+            require(table, role, name, fold, list(task.classes))
         tables[role] = table.drop(columns="target") if role in UNSEEN else table
     return tables
 
@@ -56,7 +58,12 @@ def label_indices(classes: Mapping[str, Sequence[str]]) -> dict[str, int]:
     return {label: index for index, labels in enumerate(classes.values()) for label in labels}
 
 
-def _require(table: pd.DataFrame, role: str, name: str, fold: int, classes: list[str]) -> None:
+def require(table: pd.DataFrame, role: str, name: str, fold: int, classes: list[str]) -> None:
+    """Refuse a role without the images or classes that training needs.
+
+    Raises:
+        DataError: as its message says.
+    """
     where = f"task {name}, fold {fold}"
     if table.empty:
         raise DataError(f"{where}: no image has role {role}: give the cohort more patients or change split.tune_share")

@@ -86,7 +86,12 @@ def files(params: Any, run: str, fold: int, out: Path) -> list[Path]:
 
 
 def tau_file(run: str, fold: int, out: Path) -> Path:
-    """Where the stage tune_tau@run-fold writes."""
+    """The value in use alone, which training takes over: a search that ends at the same value retrains nothing."""
+    return out / "tau" / run / f"{fold}.json"
+
+
+def tau_evidence(run: str, fold: int, out: Path) -> Path:
+    """Why that value is in use: the search of the stage tune_tau@run-fold, for the report and for MLflow."""
     return out / "tune" / "tau" / run / f"{fold}.json"
 
 

@@ -20,6 +20,7 @@ from chestflow.evaluation.cases import columns
 from chestflow.evaluation.intervals import cluster_weights
 from chestflow.evaluation.metrics import decide, measure
 from chestflow.files import read_json, read_parquet, write_json, write_parquet
+from chestflow.segmentation import places
 from chestflow.tuning import bootstrap
 from chestflow.tuning.calibration import cut_positions, read_tune
 from chestflow.tuning.studies import Axis, run_study
@@ -99,9 +100,16 @@ def _join(ensemble: str, fold: int, params: Any, out: Path, role: str) -> tuple[
         raise DataError(
             f"{joined.uniform} and {joined.balanced} predict different images or classes, fold {fold}: train both again"
         )
-    known = read_parquet(out / "segment" / "ratio.parquet").set_index("image_id")["ratio"]
-    ratio = known.reindex(first["image_id"]).astype("Float64").to_numpy(float, na_value=np.nan)
-    return first, second, ratio
+    return first, second, _ratio(first, places.ratios(out, params.modality_of(ensemble)), "ratio")
+
+
+def _ratio(answers: pd.DataFrame, known: pd.DataFrame, column: str) -> NDArray[np.float64]:
+    """A column of ratio.parquet in the order of the answers; NaN where unknown, everywhere without the column."""
+    if column not in known:
+        return np.full(len(answers), np.nan)
+    joined = known.set_index("image_id")[column].reindex(answers["image_id"])
+    found: NDArray = joined.astype("Float64").to_numpy(float, na_value=np.nan)
+    return found
 
 
 def tune_w(ensemble: str, fold: int, params: Any, out: Path, checkpoints: Path) -> None:
@@ -184,9 +192,10 @@ def tune_w(ensemble: str, fold: int, params: Any, out: Path, checkpoints: Path) 
 def apply_w(ensemble: str, fold: int, params: Any, out: Path) -> None:
     """Write ``out/predictions/<ensemble>/<fold>/{tune,test}.parquet``, and ``external`` where both networks have it.
 
-    Columns as in any run's predictions, the logits being log-odds, and ``w`` (used), ``w_paper``, ``w_tuned`` and
-    ``w_swapped`` (the paper's two weights exchanged). There is no attention.npy: the uniform network's maps stand for
-    the ensemble.
+    Columns as in any run's predictions, the logits being log-odds, and ``w`` (used), ``w_paper``, ``w_tuned``,
+    ``w_swapped`` (the paper's two weights exchanged) and, of the test role where a segmenter of volumes was trained,
+    ``w_network``: the values in use at the ratio that a served model finds by itself. There is no attention.npy: the
+    uniform network's maps stand for the ensemble.
 
     Raises:
         DataError: predictions or the tuned weights are missing, or the two networks disagree on the images.
@@ -207,6 +216,9 @@ def apply_w(ensemble: str, fold: int, params: Any, out: Path) -> None:
         table = first.copy()
         for column, weights in values.items():
             table[column] = weight_of(ratio, weights)
+        as_served = _ratio(first, places.ratios(out, params.modality_of(ensemble)), "ratio_network")
+        if role == "test" and np.isfinite(as_served).any():
+            table["w_network"] = weight_of(as_served, values["w"])
         p = mix(p_uniform, p_balanced, table["w"].to_numpy())
         table["run"] = ensemble
         table[columns("logit", classes)] = log_odds(p)

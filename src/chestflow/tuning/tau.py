@@ -170,12 +170,12 @@ def score(trained: Trained, y: NDArray, criterion: str, weights: NDArray | None 
 
 
 def tune_tau(run: str, fold: int, params: Any, out: Path, checkpoints: Path) -> None:
-    """Write ``out/tune/tau/<run>/<fold>.json``.
+    """Write the value in use alone, ``out/tau/<run>/<fold>.json``, and the search, ``out/tune/tau/<run>/<fold>.json``.
 
-    Keys: ``tau`` (the value in use) and ``use`` (paper or tuned); ``paper`` and ``tuned``, each a ``tau`` with its
-    ``value`` of the ``criterion`` on the tune role; ``curve``, the values tried, rising, each with its value, its
-    epochs and whether it was given up; ``gain`` of the tuned over the paper's (out of bag), ``spread`` of the optimum
-    over resamples; ``trials`` in order.
+    Keys of the search: ``tau`` (the value in use) and ``use`` (paper or tuned); ``paper`` and ``tuned``, each a ``tau``
+    with its ``value`` of the ``criterion`` on the tune role; ``curve``, the values tried, rising, each with its value,
+    its epochs and whether it was given up; ``gain`` of the tuned over the paper's (out of bag), ``spread`` of the
+    optimum over resamples; ``trials`` in order.
 
     Raises:
         ConfigError: the run has no tau to tune.
@@ -219,11 +219,13 @@ def tune_tau(run: str, fold: int, params: Any, out: Path, checkpoints: Path) -> 
     best = np.argmax(np.nan_to_num(within, nan=-np.inf), axis=0)
     gain = bootstrap.gain(outside[best, np.arange(len(weights))] - outside[ended.index(PAPER_TAU)], len(y))
     use = bootstrap.chosen(gain) if tuned != PAPER_TAU else "paper"
+    used = tuned if use == "tuned" else PAPER_TAU
+    write_json(uses.tau_file(run, fold, out), {"tau": used})
     write_json(
-        uses.tau_file(run, fold, out),
+        uses.tau_evidence(run, fold, out),
         {
             "run": run, "fold": fold, "images": len(y), "criterion": criterion, "epochs": settings.epochs,
-            "range": settings.range, "use": use, "tau": tuned if use == "tuned" else PAPER_TAU,
+            "range": settings.range, "use": use, "tau": used,
             "paper": {"tau": PAPER_TAU, "value": curve[PAPER_TAU]["value"]},
             "tuned": {"tau": tuned, "value": curve[tuned]["value"]},
             "curve": [curve[tau] for tau in sorted(curve)], "gain": gain.json(),

@@ -46,7 +46,7 @@ format: $(READY) ## Bring the code into the agreed form
 	@ruff format --quiet src stages tests benchmarks
 
 test: lint ## Lint, then run the tests
-	@python -m pytest
+	@python -m pytest -n logical --maxprocesses 4
 
 test-slow: $(READY) ## Run the tests that are too long for every day
 	@python -m pytest -m slow

@@ -1,15 +1,19 @@
-"""Slices of phantoms: healthy ones stay empty, whether they train with empty masks or get pseudo labels."""
+"""Slices of phantoms: healthy ones train with empty masks, or get pseudo labels that no scaling by range fills."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
+import numpy as np
 import pytest
+import torch
+from torch import Tensor, nn
 
 from chestflow.data.phantom import anatomy, modalities
 from chestflow.data.phantom.cohort import draw
 from chestflow.data.phantom.grid import Grid
-from chestflow.segmentation import infection, places
-from tests.code.infection_cases import SIDE, fit_slices, small_slices, write_png
+from chestflow.segmentation import infection, places, slice_network
+from tests.code.infection_cases import SIDE, fit_slices, small_slices, stand_in, write_png
 
 
 def phantom_rows(root: Path, infected: int, healthy: int) -> tuple[list[dict], list[str]]:
@@ -39,27 +43,50 @@ def phantom_rows(root: Path, infected: int, healthy: int) -> tuple[list[dict], l
     return rows, names
 
 
+class Undecided(nn.Module):
+    """Stands for a network that is nowhere above one half, and whose answer varies with the picture all the same."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(()))
+
+    def forward(self, image: Tensor) -> SimpleNamespace:
+        logits = torch.logit(0.02 + 0.4 * image / 255) + 0 * self.bias
+        return SimpleNamespace(logits=logits, probability=logits.sigmoid, kinds=None)
+
+
 @pytest.mark.parametrize("normal_as_empty", [True, False])
-def test_healthy_slices_stay_empty(tmp_path: Path, normal_as_empty: bool) -> None:
-    rows, healthy = phantom_rows(tmp_path, 9, 5)
-    held = {healthy[0]: "test", rows[0]["image_id"]: "test"}
-    settings = small_slices(
-        score_norm=False, epochs=7, batch_size=4, lr=3e-3, normal_as_empty=normal_as_empty,
-        pseudo={"sets": ["a"], "chunk": 50, "epochs": 1, "batch_size": 8, "lr": 1e-4},
-    )  # fmt: skip
-    said = fit_slices(rows, held, settings, tmp_path)
+def test_healthy_slices_train_empty_or_get_labels_that_no_scaling_fills(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, normal_as_empty: bool
+) -> None:
+    stand_in(monkeypatch)
+    monkeypatch.setattr(slice_network, "build", lambda shape, *_: slice_network.SliceNetwork(Undecided(), shape))
+    saw: list[tuple[np.ndarray, np.ndarray]] = []
+    train = slice_network.train
+
+    def watched(model: object, images: np.ndarray, targets: np.ndarray, *rest: object, **more: object) -> None:
+        saw.append((images, targets))
+        train(model, images, targets, *rest, **more)
+
+    monkeypatch.setattr(slice_network, "train", watched)
+    rows, healthy = phantom_rows(tmp_path, 9, 3)
+    settings = small_slices(normal_as_empty=normal_as_empty, pseudo={"sets": ["a"], "chunk": 50, "epochs": 1})
+    said = fit_slices(rows, {healthy[0]: "test", rows[0]["image_id"]: "test"}, settings, tmp_path)
     folder = places.infection(tmp_path, "ct_slice")
     labelled = {path.stem: cv2.imread(str(path), cv2.IMREAD_UNCHANGED) for path in folder.glob("pseudo/*.png")}
-    network = infection.load(folder)
+    trained = {image.tobytes(): target for image, target in zip(*saw[0], strict=True)}
+    pictures = {row["image_id"]: cv2.imread(row["path"], cv2.IMREAD_UNCHANGED) for row in rows}
     if normal_as_empty:
         assert labelled == {}, "what trains with an empty mask gets no pseudo label"
+        assert not any(trained[pictures[name].tobytes()].any() for name in healthy[1:])
         assert said["healthy"] == {"images": 1, "empty": 1, "marked_share": 0.0}
     else:
         assert sorted(labelled) == sorted(healthy[1:])
         assert not any(mask.any() for mask in labelled.values())
-    for row in rows:
-        if row["image_id"] in healthy:
-            found = network.predict_slice(cv2.imread(row["path"], cv2.IMREAD_UNCHANGED))
-            assert found is not None
-            assert not found.any()
-    assert said["figures"]["dice"]["value"] > 0.3, "a network that finds nothing anywhere would pass what is above"
+        assert not any(pictures[name].tobytes() in trained for name in healthy)
+    network = infection.load(folder)
+    for name in healthy:
+        probability = network.probability_slice(pictures[name])
+        assert probability is not None
+        assert probability.max() - probability.min() > 0.2, "scaled by its range the answer would mark this slice"
+        assert not (probability > network.final["ct_slice"].threshold).any()

@@ -17,7 +17,7 @@ TABLE = paper_figures()[KEY]
 ROWS = TABLE["rows"]
 
 
-def params(runs: dict[str, dict[str, Any]], semi: bool = False) -> Params:
+def params(runs: dict[str, dict[str, Any]], semi: bool = False, folds: int = 1) -> Params:
     completed = {
         name: {
             "task": "slices", "recipe": "small", **run,
@@ -26,8 +26,8 @@ def params(runs: dict[str, dict[str, Any]], semi: bool = False) -> Params:
         for name, run in runs.items()
     }  # fmt: skip
     return parse({
-        "profile": "tiny", "data": {"sets": ["covid_ct"]},
-        "cohorts": {"ct": {"sets": ["covid_ct"], "modality": "ct_slice"}},
+        "profile": "tiny", "data": {"sets": ["covid_ct"]}, "split": {"k": max(2, folds)}, "folds": list(range(folds)),
+        "cohorts": {"ct": {"sets": ["covid_ct"], "modality": "ct_slice", "official_test": folds == 1}},
         "recipes": {"small": {"modality": "ct_slice", "size": [224, 224]}},
         "tasks": {"slices": {"cohort": "ct", "classes": {"non_covid": ["non_covid"], "covid19": ["covid19"]}}},
         "infection": {"ct_slice": {"sets": ["covid_ct"], "pseudo": {"sets": ["covid_ct"] if semi else []}}},
@@ -111,6 +111,7 @@ def test_fusions_over_other_works_features(semi: bool) -> None:
             },
         },
         semi,
+        folds=10,
     )
     assert [beside(name, made) for name in ("svm", "caps", "twice")] == [
         ["Saeedi et al."], ["Mobiny et al. (1)"], ["Mobiny et al. (2)"]
@@ -118,3 +119,23 @@ def test_fusions_over_other_works_features(semi: bool) -> None:
     how = "full fusion" if semi else "fusion, no Semi-S"
     for name, label in (("svm", "Saeedi et al."), ("caps", "Mobiny et al. (1)"), ("twice", "Mobiny et al. (2)")):
         assert beside(f"with_{name}", made) == [f"{label} + {how}"]
+
+
+def test_another_backbone_or_fewer_folds_is_no_row_of_table_3() -> None:
+    runs = {
+        "svm": {"method": "saeedi"},
+        "small_svm": {"method": "saeedi", "config": {"backbone": "resnet18"}},
+        "caps": {"method": "decaps"},
+        "small_caps": {"method": "decaps", "config": {"backbone": "resnet18"}},
+        **{
+            f"with_{name}": {"method": KEY, "uses": {"global": name}, "config": {"global_branch": "run"}}
+            for name in ("svm", "small_svm", "caps", "small_caps")
+        },
+    }
+    ten, one = params(runs, folds=10), params(runs)
+    for prefix in ("", "with_"):
+        assert beside(f"{prefix}small_svm", ten) == beside(f"{prefix}small_caps", ten) == []
+        assert beside(f"{prefix}svm", one) == []
+        assert len(beside(f"{prefix}svm", ten)) == len(beside(f"{prefix}caps", one)) == 1
+    assert [facts("with_svm", made)["test_folds"] for made in (one, ten)] == [1, 10]
+    assert facts("with_small_caps", one)["extractor_backbone"] == "resnet18"

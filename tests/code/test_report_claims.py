@@ -154,7 +154,7 @@ def multi(**config: Any) -> Any:
         ({"answers": "fusion"}, "Grad-CAM of the global branch"),
         ({"answers": "infected"}, "Grad-CAM of the global branch"),
         ({"answers": "heat", "heat_concat": True}, "Grad-CAM of the global branch"),
-        ({"answers": "heat"}, "last map, summed"),
+        ({"answers": "heat"}, "heat map"),
     ],
 )
 def test_whose_map_a_network_of_several_branches_shows(config: dict[str, Any], said: str) -> None:

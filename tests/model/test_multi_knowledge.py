@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from chestflow.errors import ConfigError, TrainingError
+from chestflow.errors import ConfigError, DataError, TrainingError
 from chestflow.imaging.cam import grad_cam
 from chestflow.methods import registry
 from chestflow.methods.registry import InputSpec
@@ -60,6 +61,7 @@ def state(network: torch.nn.Module, *prefixes: str) -> dict[str, torch.Tensor]:
         ("resnet50", 2048, 70_542_532),
         ("resnet18", 512, 33_534_148),
         ("vgg16", 512, 44_148_676),
+        ("efficientnet_b0", 1280, 12_034_168),
     ],
 )
 def test_widths_of_pools_and_heads_and_parameters(backbone: str, width: int, parameters: int) -> None:
@@ -104,8 +106,11 @@ def test_before_training_the_loss_is_that_of_even_answers() -> None:
     network = build(weights=None).eval()
     shown = batch()
     for head in BRANCHES:
+        with torch.no_grad():
+            network.branch(head).head.weight *= 0.01
+            network.branch(head).head.bias.zero_()
         found = loss_of((head,), remembers=False, strength=None)(network, shown, torch.Generator())["loss"]
-        assert float(found.detach()) == pytest.approx(0.693, abs=0.25)
+        assert float(found.detach()) == pytest.approx(math.log(2), abs=0.02)
 
 
 def test_an_empty_side_is_a_zero_vector_and_runs_nothing() -> None:
@@ -257,7 +262,7 @@ def test_a_finished_branch_starts_the_next(tmp_path: Path) -> None:
         phases = {phase.name: phase for phase in METHOD.phases(config)}
         own = build(seed=3)
         for name in ("heat", "infected"):
-            phases[name].prepare(own, iter(()))  # type: ignore[misc]
+            phases[name].prepare(own, iter([batch()]))  # type: ignore[misc]
             first, then = own.global_branch.backbone.state_dict(), own.branch(name).backbone.state_dict()
             same = all(torch.equal(then[k], first[k]) for k in first)
             assert same is follows
@@ -309,7 +314,7 @@ def test_the_strategies_have_their_phases(strategy: str, answers: str, names: li
     network = build(strategy=strategy, answers=answers)
     shown = batch()
     for phase in phases:
-        phase.prepare(network, iter(()))  # type: ignore[misc]
+        phase.prepare(network, iter([shown]))  # type: ignore[misc]
         trained = apply_freezing(network, phase)
         loss = phase.loss(network, shown, torch.Generator().manual_seed(0))["loss"]
         loss.backward()
@@ -352,7 +357,7 @@ def test_another_runs_network_is_the_global_branch_and_stays_as_it_is(tmp_path: 
     # its first weights were the used network's
     fresh = network_of_a_run()
     phases = METHOD.phases(registry.configure(METHOD, {**SMALL, "global_branch": "run"}))
-    phases[0].prepare(fresh, iter(()))  # type: ignore[misc]
+    phases[0].prepare(fresh, iter([batch()]))  # type: ignore[misc]
     first = fresh.global_branch.network.backbone.state_dict()
     assert all(torch.equal(v, first[k]) for k, v in fresh.heat.backbone.state_dict().items())
 
@@ -516,6 +521,23 @@ def test_training_the_infected_branch_needs_masks() -> None:
             assert torch.isfinite(phase.loss(network, shown, torch.Generator())["loss"])
 
 
+def test_training_the_infected_branch_on_empty_masks_alone_is_refused() -> None:
+    empty, full = batch(), batch()
+    empty.infection = torch.zeros_like(empty.image)
+    phases = {phase.name: phase for phase in METHOD.phases(registry.configure(METHOD, SMALL))}
+    for name in ("global", "heat", "fusion"):
+        phases[name].prepare(build(), iter([empty]))  # type: ignore[misc]
+    with pytest.raises(DataError, match=r"all 12 infection masks of the train role are empty.*answers to heat"):
+        phases["infected"].prepare(build(), iter([empty, empty]))  # type: ignore[misc]
+    phases["infected"].prepare(build(), iter([empty, full]))  # type: ignore[misc]
+    (joint,) = METHOD.phases(registry.configure(METHOD, {**SMALL, "strategy": "GHIF"}))
+    with pytest.raises(DataError, match="are empty"):
+        joint.prepare(build(), iter([empty]))  # type: ignore[misc]
+    empty.infection = None
+    with pytest.raises(TrainingError, match="no slice of the pack has an infection mask"):
+        phases["infected"].prepare(build(), iter([empty]))  # type: ignore[misc]
+
+
 @pytest.mark.parametrize(
     ("values", "says"),
     [
@@ -571,6 +593,6 @@ def test_tau_is_not_asked_for_where_no_heat_map_is_made() -> None:
 
 def test_the_papers_readings_are_options() -> None:
     found = {row["name"] for row in registry.deviations(METHOD, registry.completed(METHOD, {}))}
-    assert found == {"heat_source", "heat_norm", "num_outputs"}
-    literal = {"heat_source": "sum", "heat_norm": "paper", "num_outputs": 2}
+    assert found == {"heat_source", "heat_norm", "num_outputs", "share_sides"}
+    literal = {"heat_source": "sum", "heat_norm": "paper", "num_outputs": 2, "share_sides": False}
     assert not registry.deviations(METHOD, registry.completed(METHOD, literal))

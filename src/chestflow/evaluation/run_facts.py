@@ -39,7 +39,7 @@ def attention_of(name: str, params: Any) -> str:
     if run.method != "multi_knowledge":
         return ""
     if run.config.get("answers") == "heat" and not run.config.get("heat_concat"):
-        return "the global branch's last map, summed: it says where the heat-map branch looks closer"
+        return "the global branch's heat map: it says where the heat-map branch looks closer"
     return "Grad-CAM of the global branch; what the closer-looking branches saw in their crops is not in it"
 
 

@@ -13,16 +13,14 @@ where the depth is exactly 2, so train in float32 there. The loss is in float32 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from chestflow.errors import ConfigError
-from chestflow.losses.attention import attention_loss
+from chestflow.losses.attention import attended, attention_loss
 from chestflow.methods.registry import InputSpec, Method, at_least_one, ours, paper
 from chestflow.nn.cam_attention import CamHead
 from chestflow.nn.input import CtInput
@@ -30,6 +28,7 @@ from chestflow.nn.output import Output
 from chestflow.nn.resnet3d import BLOCKS, ResNet3d
 from chestflow.training.augmentation import random_mirror
 from chestflow.training.phases import Batch, Phase, Sampler
+from chestflow.training.samplers import size_balanced, uniform
 
 MIN_SIDE = 16
 POSITIVE_INDEX = 1
@@ -104,8 +103,18 @@ class DualSamplingNetwork(nn.Module):
         return Output(logits, features=features, attention=cam, embedding=pooled)
 
 
+def takes_part(batch: Batch) -> Tensor:
+    """The COVID-19 samples that have an infection mask, bool (B,)."""
+    return (batch.target == POSITIVE_INDEX) & batch.has_infection
+
+
 def attended_loss(config: DualSamplingConfig, output: Output, batch: Batch) -> dict[str, Tensor]:
-    """L = L_c + lambda L_ex, with L_ex over the COVID-19 samples that have an infection mask, and its parts."""
+    """L = L_c + lambda L_ex, with L_ex over the COVID-19 samples that have an infection mask, and its parts.
+
+    L_ex is the mean over those samples of the whole step: of a micro-batch, their sum over the number that makes the
+    micro-batches' losses, weighted by their samples, add up to that mean. Thus lambda is the same however a step is
+    split, and so is ``covid_without_infection``, the number of COVID-19 samples of the step that L_ex leaves out.
+    """
     logits = output.logits.float()
     if config.num_outputs == 1:
         classification = F.binary_cross_entropy_with_logits(logits[:, 0], (batch.target == POSITIVE_INDEX).float())
@@ -114,38 +123,31 @@ def attended_loss(config: DualSamplingConfig, output: Output, batch: Batch) -> d
     parts = {"loss": classification, "classification": classification.detach()}
     if output.attention is None or config.lam == 0:
         return parts
-    take = (batch.target == POSITIVE_INDEX) & batch.has_infection
     attention, count = attention_loss(
         output.attention,
         batch.infection,
-        take,
+        takes_part(batch),
         alpha=config.alpha,
         beta=config.beta,
         upsample_first=config.upsample_first,
         detach_range=config.detach_range,
         skip_empty=config.skip_empty,
+        divisor=None if batch.counted is None else batch.counted * batch.share,
     )
     left_out = (batch.target == POSITIVE_INDEX).sum() - count
     return {
         "loss": classification + config.lam * attention,
         "classification": classification.detach(),
         "attention": attention.detach(),
-        "covid_without_infection": left_out.float(),
+        "covid_without_infection": left_out.float() / batch.share,
     }
 
 
 def sampler(config: DualSamplingConfig) -> Sampler:
     """Uniform, or by size groups (II-C)."""
-
-    def sample(table: pd.DataFrame, batch_size: int, generator: torch.Generator) -> Iterator[Sequence[int]]:
-        from chestflow.training.samplers import size_balanced, uniform
-
-        if config.sampling == "uniform":
-            return uniform(table, batch_size, generator)
-        chosen = size_balanced(covid_cut=config.covid_cut, cap_cut=config.cap_cut, mode=config.sampling_mode)
-        return chosen(table, batch_size, generator)
-
-    return sample
+    if config.sampling == "uniform":
+        return uniform
+    return size_balanced(covid_cut=config.covid_cut, cap_cut=config.cap_cut, mode=config.sampling_mode)
 
 
 def build(config: DualSamplingConfig, spec: InputSpec) -> DualSamplingNetwork:
@@ -169,6 +171,9 @@ def phases(config: DualSamplingConfig) -> list[Phase]:
     def loss(network: nn.Module, batch: Batch, generator: torch.Generator) -> dict[str, Tensor]:
         return attended_loss(config, network(batch.image, batch.lung), batch)
 
+    def counts(batch: Batch) -> Tensor:
+        return attended(batch.infection, takes_part(batch), config.skip_empty).sum()
+
     def optimiser(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         kind = torch.optim.AdamW if config.decoupled_weight_decay else torch.optim.Adam
         return kind(parameters, lr=config.lr, weight_decay=config.weight_decay)
@@ -190,6 +195,7 @@ def phases(config: DualSamplingConfig) -> list[Phase]:
             patience=config.patience,
             accumulate=config.accumulate,
             clip_norm=config.clip_norm,
+            counts=counts if config.attention and config.lam > 0 else None,
         )
     ]
 

@@ -11,25 +11,25 @@ tau can be tuned between the two, and any network that gives a vector and a map 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from torch import nn
 
 from chestflow.errors import ConfigError
 from chestflow.methods.registry import InputSpec, Method, at_least_one, code, ours, paper
-from chestflow.nn.backbones import CHANNELS, MIN_SIDE, Backbone, load_weights
-from chestflow.nn.input import CxrInput
-from chestflow.nn.knowledge_network import BRANCHES, Branch, MultiKnowledge, RegionSettings, UsedBranch
+from chestflow.nn.backbones import CHANNELS, MIN_SIDE, Backbone
+from chestflow.nn.knowledge_branches import Branch, UsedBranch
+from chestflow.nn.knowledge_input import input_layer
+from chestflow.nn.knowledge_network import BRANCHES, MultiKnowledge, RegionSettings
 from chestflow.training.knowledge_loss import loss_of
+from chestflow.training.knowledge_start import begin
 from chestflow.training.optimisers import OPTIMISERS, SCHEDULES, check_rates, optimiser_of, schedule_of
-from chestflow.training.phases import Augmentation, Batch, Phase
+from chestflow.training.phases import Augmentation, Phase
 from chestflow.training.region_augmentation import Strength, random_slice
 from chestflow.training.samplers import uniform
 from chestflow.training.used_network import rebuilt
 
-#: Statistics of the published Self-Trans code, of three equal channels.
-SELF_TRANS = (0.4527,), (0.3317,)
 STRATEGIES = ("G-H-I-F", "GHI-F", "GHIF")
 
 
@@ -53,7 +53,10 @@ class MultiKnowledgeConfig:
     strategy: str = paper("G-H-I-F", "appendix; GHIF all at once, GHI-F all but the fusion", choices=STRATEGIES)
     tau: float | None = paper(0.75, "eq. 2; null takes the tuned one")
     heat_source: str = ours(
-        "relu_sum", "eq. 1 sums; a last map may be negative", paper="sum", choices=("relu_sum", "sum", "abs_max")
+        "relu_sum",
+        "eq. 1 sums; a last map may be negative; cam: weighted by the global branch's classifier",
+        paper="sum",
+        choices=("relu_sum", "sum", "abs_max", "cam"),
     )
     heat_norm: str = ours(
         "min_max", "eq. 1 divides by max alone: H may never reach tau", paper="paper", choices=("min_max", "paper")
@@ -63,6 +66,8 @@ class MultiKnowledgeConfig:
     heat_margin: float = ours(0.0, "share of the slice's side; as AG-CNN")
     margin: float = ours(0.05, "around the infection, share of the slice's side")
     min_side: int = ours(16, "pixels of a box at least")
+    sides: str = ours("midline", "parts left from right; lungs: by the nearer lung", choices=("midline", "lungs"))
+    share_sides: bool = ours(True, "one backbone for left and right, since slices are few", paper=False)
     heat_concat: bool = ours(False, "the heat-map branch also classifies the global pool; eq. 5 can be read so")
     num_outputs: int = ours(1, "a sigmoid; 2: one for each class, as eq. 3", paper=2, choices=(1, 2))
     augment: str = ours(
@@ -144,7 +149,7 @@ def build(config: MultiKnowledgeConfig, spec: InputSpec) -> MultiKnowledge:
     width = CHANNELS[config.backbone]
     branches: dict[str, nn.Module] = {}
     if config.global_branch == "run":
-        used, pooled, mapped = rebuilt(spec.uses["global"], spec)
+        used, pooled, mapped = rebuilt(spec.uses["global"], spec, cam=heat and config.heat_source == "cam")
         if heat and not mapped:
             raise ConfigError("uses.global gives no map of features, so no heat map: set answers to infected")
         if config.init_from_previous and not same_backbone(used, config):
@@ -159,13 +164,10 @@ def build(config: MultiKnowledgeConfig, spec: InputSpec) -> MultiKnowledge:
     joined = {"heat": width + config.heat_concat * pooled, "infected": pooled + 2 * width}
     for name, inputs in joined.items():
         if name in config.branches:
-            branches[name] = Branch(inputs, config.num_outputs, own())
+            right = own() if name == "infected" and not config.share_sides else None
+            branches[name] = Branch(inputs, config.num_outputs, own(), right)
     if "fusion" in config.branches:
         branches["fusion"] = Branch(pooled + 3 * width, config.num_outputs)
-    if config.normalise == "selftrans":
-        layer = CxrInput("fixed", config.channels, *SELF_TRANS)
-    else:
-        layer = CxrInput(config.normalise, config.channels)  # type: ignore[arg-type]
     how = RegionSettings(
         None if tau is None else float(tau),
         config.heat_source,  # type: ignore[arg-type]
@@ -175,7 +177,9 @@ def build(config: MultiKnowledgeConfig, spec: InputSpec) -> MultiKnowledge:
         config.heat_margin,
         config.margin,
         config.min_side,
+        config.sides,
     )
+    layer = input_layer(config.normalise, config.channels)
     return MultiKnowledge(layer, branches, how, config.answers, config.heat_concat)
 
 
@@ -183,23 +187,6 @@ def same_backbone(used: UsedBranch, config: MultiKnowledgeConfig) -> bool:
     """Whether another run's network has a backbone whose weights this network's branches can start from."""
     theirs = getattr(used.network, "backbone", None)
     return isinstance(theirs, Backbone) and (theirs.name, theirs.in_channels) == (config.backbone, config.channels)
-
-
-def begin(config: MultiKnowledgeConfig, answers: str, fresh: Sequence[str], follow: bool) -> Callable[..., None]:
-    """A phase's preparation: which branch answers from now on, and the first weights of the backbones that train."""
-
-    def prepare(network: nn.Module, batches: Iterator[Batch]) -> None:
-        assert isinstance(network, MultiKnowledge)
-        network.answers = answers
-        for name in fresh:
-            if follow and config.init_from_previous:
-                first = network.branch("global")
-                before = (first.network if isinstance(first, UsedBranch) else first).get_submodule("backbone")
-                network.branch(name).backbone.load_state_dict(before.state_dict())
-            elif config.weights:
-                load_weights(network.branch(name).backbone, config.weights)
-
-    return prepare
 
 
 def phases(config: MultiKnowledgeConfig) -> list[Phase]:
@@ -225,7 +212,12 @@ def phases(config: MultiKnowledgeConfig) -> list[Phase]:
             schedule=schedule_of(rates),
             trains=tuple("global_branch" if head == "global" else head for head in heads),
             augment=augment,
-            prepare=begin(config, answers, [head for head in heads if head != "fusion"], follow=frozen),
+            prepare=begin(
+                answers,
+                [head for head in heads if head != "fusion"],
+                follow=frozen and config.init_from_previous,
+                weights=config.weights,
+            ),
             monitor=config.monitor,
             patience=config.patience,
             accumulate=config.accumulate,

@@ -25,12 +25,14 @@ from torch import Tensor, nn
 from chestflow.errors import ConfigError
 from chestflow.methods.registry import InputSpec, Method, code, ours
 from chestflow.nn.backbones import CHANNELS, MIN_SIDE, Backbone, load_weights
-from chestflow.nn.input import CxrInput
+from chestflow.nn.knowledge_input import input_layer
 from chestflow.nn.nu_svm import NuSvm
 from chestflow.nn.output import Output
 from chestflow.training.phases import Batch, Phase, respond
 from chestflow.training.samplers import uniform
 from chestflow.training.supervised import require_pictures
+
+NORMALISE = ("imagenet", "selftrans", "unit", "zscore")
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class SaeediConfig:
     backbone: str = code("densenet121", "extract_features.py; densenet169 and 201 too", choices=tuple(CHANNELS))
     weights: str | None = ours(None, "`imagenet` downloads; also a state dict's path", paper="imagenet")
     channels: int = code(3, "grey is repeated", choices=(1, 3))
-    normalise: str = ours("imagenet", "as ImageNet's weights want", choices=("imagenet", "unit", "zscore"))
+    normalise: str = ours("imagenet", "as ImageNet's weights want; selftrans as a pretraining does", choices=NORMALISE)
     nu: float = code(0.4, "evaluate_model.py")
     gamma: float | None = ours(None, "1 / (features x variance); the code searched for its own", paper=0.00988)
     standardise: bool = ours(True, "else the features of largest spread decide", paper=False)
@@ -64,7 +66,7 @@ class Saeedi(nn.Module):
 
     def __init__(self, config: SaeediConfig) -> None:
         super().__init__()
-        self.input = CxrInput(config.normalise, config.channels)  # type: ignore[arg-type]
+        self.input = input_layer(config.normalise, config.channels)
         self.backbone = Backbone(config.backbone, config.channels)
         self.svm = NuSvm(self.backbone.out_channels)
         self.platt = nn.Linear(1, 1)

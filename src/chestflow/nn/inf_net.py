@@ -37,7 +37,7 @@ class SegmentationOutput:
 
     Attributes:
         maps: infection logits (B, 1, H, W), coarse to fine: the partial decoder's global map S5, then the
-            reverse-attention stages' S4, S3 and S2.
+            reverse-attention stages' S4, S3 and S2, and S1 where there is a fourth.
         edge: logits (B, 1, H, W) of the infection's border; None of a network without edge attention.
         kinds: softmax logits (B, classes + 1, H, W): background, then each kind of lesion; None with one class.
         features: what the finest map was made from, (B, F, h, w).
@@ -88,6 +88,8 @@ class InfNet(nn.Module):
             a resnet, for which ``imagenet`` works too); None starts from random numbers.
         score_norm: end the maps' and the edge's last convolutions in a batch norm, as the published code does. False
             lets their logits grow within few steps, for short trainings from random numbers.
+        fourth: a reverse-attention stage more, on the first stage's maps of stride 4. The paper's finest map has
+            stride 8, a cell of which is as large as a lesion on pictures of about 100 pixels.
 
     Raises:
         ConfigError: an unknown backbone, ``imagenet`` for Res2Net, or a number below 1.
@@ -101,6 +103,7 @@ class InfNet(nn.Module):
         channel: int = 32,
         weights: str | Path | None = None,
         score_norm: bool = True,
+        fourth: bool = False,
     ) -> None:
         super().__init__()
         if backbone not in WIDTHS:
@@ -120,6 +123,7 @@ class InfNet(nn.Module):
         self.reverse4 = ReverseAttention(deep, deep // 8, kernel=5, depth=3, score_kernel=1, score_norm=score_norm)
         self.reverse3 = ReverseAttention(middle, _REVERSE_INNER, score_norm=score_norm)
         self.reverse2 = ReverseAttention(fine, _REVERSE_INNER, score_norm=score_norm)
+        self.reverse1 = ReverseAttention(finest, _REVERSE_INNER, score_norm=score_norm) if fourth else None
         self.kinds: nn.Module | None = None
         if classes > 1:
             joined = ConvNorm(_REVERSE_INNER + channel + 1, _REVERSE_INNER, 3)
@@ -147,9 +151,11 @@ class InfNet(nn.Module):
         kinds = None
         if self.kinds is not None:
             kinds = resized(self.kinds(torch.cat([features, fine, torch.sigmoid(s2).detach()], dim=1)), size)
-        return SegmentationOutput(
-            tuple(resized(s, size) for s in (s5, s4, s3, s2)), resized(edge, size), kinds, features
-        )
+        maps = [s5, s4, s3, s2]
+        if self.reverse1 is not None:
+            s1, features = self.reverse1(x1, s2, guidance)
+            maps.append(s1)
+        return SegmentationOutput(tuple(resized(s, size) for s in maps), resized(edge, size), kinds, features)
 
 
 def _backbone(name: str, weights: str | Path | None) -> backbones.Backbone | res2net.Res2Net50:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from chestflow.imaging.cam import min_max
 from chestflow.nn import knowledge_regions as regions
+from chestflow.nn.knowledge_branches import Known, UsedBranch
 from chestflow.nn.output import Output
 
 BRANCHES = ("global", "heat", "infected", "fusion")
@@ -37,25 +38,6 @@ class Changes(Protocol):
 
 
 @dataclass
-class Known:
-    """What the global branch says of B slices; a frozen one says it only once.
-
-    Attributes:
-        pool: (B, E) its pooled vector; None where nothing needs it.
-        box: int64 (B, 4) of the heat map's component; None where nothing needs it.
-        region: bool (B, H, W), that component; None unless it masks the slice.
-        features: its last map (B, F, h, w), None where remembered.
-        heat: S of eq. 1 (B, 1, h, w), None where remembered.
-    """
-
-    pool: Tensor | None
-    box: Tensor | None = None
-    region: Tensor | None = None
-    features: Tensor | None = None
-    heat: Tensor | None = None
-
-
-@dataclass
 class KnowledgeOutput(Output):
     """Also the logits of each branch that answered (B, C), and the heat map's box (B, 4)."""
 
@@ -69,12 +51,13 @@ class RegionSettings:
 
     Attributes:
         tau: threshold of the heat map; None where no heat map is used.
-        source: of S: relu_sum, sum or abs_max.
+        source: of S: relu_sum, sum, abs_max or cam.
         norm: of H: min_max or paper.
         connectivity: 8 or 4.
         mode: ``crop`` cuts out the component's box, ``mask`` blackens all but the component.
         heat_margin, margin: what the heat map's and the infection's boxes grow by.
         min_side: of a box, in pixels.
+        sides: what parts the infection's left from its right: the slice's ``midline``, or its ``lungs``.
     """
 
     tau: float | None
@@ -85,47 +68,7 @@ class RegionSettings:
     heat_margin: float = 0.0
     margin: float = 0.05
     min_side: int = 16
-
-
-class Branch(nn.Module):
-    """A classifier, and the backbone that makes its pool where it has one."""
-
-    def __init__(self, inputs: int, outputs: int, backbone: nn.Module | None = None) -> None:
-        super().__init__()
-        self.backbone = backbone
-        self.head = nn.Linear(inputs, outputs)
-        # small, so that the first answers are near 0.5 however many pools are joined
-        nn.init.normal_(self.head.weight, std=0.01)
-        nn.init.zeros_(self.head.bias)
-
-    def look(self, seen: Tensor) -> tuple[Tensor, Tensor]:
-        """A normalised picture's last map (B, D, h, w), and its mean (B, D) float32."""
-        assert self.backbone is not None
-        features = self.backbone(seen)
-        return features, features.float().mean((2, 3))
-
-
-class UsedBranch(nn.Module):
-    """Another run's network as the global branch: its vector before the classifier, its last map. Always frozen."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network.eval().requires_grad_(False)
-
-    def train(self, mode: bool = True) -> UsedBranch:
-        """Keeps the network in eval mode whatever trains around it."""
-        super().train(mode)
-        self.network.eval()
-        return self
-
-    def look(self, image: Tensor, lung: Tensor | None, infection: Tensor | None) -> tuple[Tensor | None, Tensor]:
-        """Its map (None if it has none) and its vector (B, E), for a map alone its mean."""
-        reads = getattr(self.network, "reads_infection", False)
-        output: Output = self.network(image, lung, infection) if reads else self.network(image, lung)
-        if output.embedding is not None:
-            return output.features, output.embedding.float()
-        assert output.features is not None
-        return output.features, output.features.float().mean((2, 3))
+    sides: str = "midline"
 
 
 class MultiKnowledge(nn.Module):
@@ -164,17 +107,21 @@ class MultiKnowledge(nn.Module):
 
     def look(self, image: Tensor, lung: Tensor | None, infection: Tensor | None, heat: bool) -> Known:
         """The global branch on whole slices (B, 1, H, W), and with ``heat`` where its last map is strongest."""
-        branch = self.branch("global")
-        if isinstance(branch, UsedBranch):
-            features, pool = branch.look(image, lung, infection)
-        else:
+        branch, how, size = self.branch("global"), self.how, (image.shape[2], image.shape[3])
+        cam = heat and how.source == "cam"
+        summed: Tensor | None = None
+        if not isinstance(branch, UsedBranch):
             features, pool = branch.look(self.input(image))
+            summed = branch.class_map(features) if cam else None
+        elif cam:
+            features, pool, summed = branch.explain(image, lung, infection)
+        else:
+            features, pool = branch.look(image, lung, infection)
         if not heat:
             return Known(pool, features=features)
-        how, size = self.how, (image.shape[2], image.shape[3])
-        assert features is not None
-        assert how.tau is not None
-        summed = regions.heat_sum(features, how.source)
+        assert features is not None and how.tau is not None  # noqa: PT018
+        if summed is None:
+            summed = regions.heat_sum(features, how.source)
         region = regions.attended(regions.heat_map(summed, size, how.norm), how.tau, how.connectivity)
         box = regions.widen(regions.boxes(region), how.heat_margin, how.min_side, size)
         return Known(pool, box, region if how.mode == "mask" else None, features, summed)
@@ -196,7 +143,7 @@ class MultiKnowledge(nn.Module):
 
         Args:
             image: grey values.
-            lung: only an own network of another run may use it.
+            lung: for the infection's sides where the lungs part them, and for another run's network that uses it.
             infection: {0, 1} of the same shape, or None.
             heads: which branches classify; None takes those that the answer needs.
             known: what the global branch said of these slices before.
@@ -214,7 +161,7 @@ class MultiKnowledge(nn.Module):
         if "heat" in needed:
             pools["heat"] = [self._attended(shown, known, changes)]
         if "infected" in needed:
-            pools["infected"] = list(self._infected(shown, infection, changes).unbind(1))
+            pools["infected"] = list(self._infected(shown, lung, infection, changes).unbind(1))
         vectors = {head: torch.cat(self._joined(head, pools), dim=1) for head in heads}
         logits = {head: self.branch(head).head(vectors[head]) for head in heads}
         if self.answers in logits:
@@ -252,19 +199,25 @@ class MultiKnowledge(nn.Module):
         pooled: Tensor = self.branch("heat").look(self.input(crops if changes is None else changes.crops(crops)))[1]
         return pooled
 
-    def _infected(self, image: Tensor, infection: Tensor | None, changes: Changes | None) -> Tensor:
+    def _infected(
+        self, image: Tensor, lung: Tensor | None, infection: Tensor | None, changes: Changes | None
+    ) -> Tensor:
         """Pools (B, 2, D) of the infection left and right; zeros for a side without any, which no layer sees."""
-        branch = self.branch("infected")
-        empty = image.new_zeros(2 * len(image), branch.backbone.out_channels, dtype=torch.float32)
+        branch, how = self.branch("infected"), self.how
+        found = image.new_zeros(2 * len(image), branch.backbone.out_channels, dtype=torch.float32)
         if infection is None:
-            return empty.view(len(image), 2, -1)
-        box, present = regions.side_boxes(infection, self.how.margin, self.how.min_side)
-        where = present.flatten().nonzero()[:, 0]
+            return found.view(len(image), 2, -1)
+        left = regions.left_of(lung) if how.sides == "lungs" and lung is not None else None
+        box, present = regions.side_boxes(infection, how.margin, how.min_side, left)
+        where = present.flatten().nonzero()[:, 0]  # twice the slice's place, and one more for its right side
         if len(where):
             border = regions.edges(box.flatten(0, 1)[where])
             if changes is not None:
                 border = changes.borders(border)
             crops = regions.crop_resize(image, border, where // 2)
-            pooled = branch.look(self.input(crops if changes is None else changes.crops(crops)))[1]
-            empty = empty.index_copy(0, where, pooled)
-        return empty.view(len(image), 2, -1)
+            seen = self.input(crops if changes is None else changes.crops(crops))
+            apart = len(branch.backbones) > 1
+            for side, chosen in enumerate((where % 2 == 0, where % 2 == 1) if apart else (where >= 0,)):
+                if chosen.any():
+                    found = found.index_copy(0, where[chosen], branch.look(seen[chosen], side)[1])
+        return found.view(len(image), 2, -1)

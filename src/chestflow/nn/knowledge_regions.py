@@ -16,7 +16,7 @@ from torch import Tensor
 
 from chestflow.imaging.cam import upsample
 
-Source = Literal["relu_sum", "sum", "abs_max"]
+Source = Literal["relu_sum", "sum", "abs_max", "cam"]
 Norm = Literal["min_max", "paper"]
 #: A map whose range is below this share of its largest magnitude is constant: enlarging it leaves rounding behind.
 _FLAT = 1e-6
@@ -40,7 +40,19 @@ def heat_sum(features: Tensor, source: Source = "relu_sum") -> Tensor:
         return features.sum(1, keepdim=True)
     if source == "abs_max":
         return features.abs().amax(1, keepdim=True)
-    raise ValueError(f"heat_source is {source!r}; choose relu_sum, sum or abs_max")
+    raise ValueError(f"heat_source is {source!r}; of the map alone relu_sum, sum or abs_max can be made")
+
+
+def class_map(features: Tensor, weights: Tensor) -> Tensor:
+    """The positive part of a class activation map, (B, 1, h, w) float32 without gradient: S of source ``cam``.
+
+    Where nothing speaks for the class S is zero throughout, and so the local branch sees the whole slice.
+
+    Args:
+        features: the last map (B, K, h, w), whose mean a linear layer classifies.
+        weights: (K,) of that layer for the class.
+    """
+    return torch.einsum("k,bkhw->bhw", weights.detach().float(), features.detach().float()).relu()[:, None]
 
 
 def heat_map(summed: Tensor, size: tuple[int, int], norm: Norm = "min_max") -> Tensor:
@@ -125,20 +137,47 @@ def widen(box: Tensor, margin: float, min_side: int, size: tuple[int, int]) -> T
     return torch.stack([top, left, bottom, right], dim=1)
 
 
-def side_boxes(infection: Tensor, margin: float, min_side: int) -> tuple[Tensor, Tensor]:
-    """Boxes (B, 2, 4) of the infection left and right of the picture's midline, and whether it has any (B, 2).
+def left_of(lung: Tensor) -> Tensor:
+    """Bool (B, H, W): the pixels that are nearer to the lung on the picture's left than to the one on its right.
 
-    Sides are the picture's: the patient's left lies right. Of an odd width the middle column belongs to the right half.
-    A box may grow over the midline.
+    The lungs are the two largest components of the mask, 8-connected. Where the second is missing or below a tenth of
+    the first (one lung, or both grown together, or no mask), the midline parts the picture as in :func:`side_boxes`.
+
+    Args:
+        lung: (B, 1, H, W); above 0.5 is lung.
+    """
+    masks = (lung[:, 0] > 0.5).cpu().numpy()
+    return torch.from_numpy(np.stack([_left_of(mask) for mask in masks])).to(lung.device)
+
+
+def _left_of(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    labels, found = ndimage.label(mask, np.ones((3, 3)))
+    sizes = np.bincount(labels.ravel(), minlength=3)[1:]
+    first, second = np.argsort(-sizes, kind="stable")[:2]
+    if found < 2 or 10 * sizes[second] < sizes[first]:
+        return np.broadcast_to(np.arange(mask.shape[1]) < mask.shape[1] // 2, mask.shape)
+    lungs = [labels == 1 + first, labels == 1 + second]
+    lungs.sort(key=lambda one: float(np.nonzero(one)[1].mean()))
+    left, right = (ndimage.distance_transform_edt(~one) for one in lungs)
+    nearer: NDArray[np.bool_] = left < right
+    return nearer
+
+
+def side_boxes(infection: Tensor, margin: float, min_side: int, left: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Boxes (B, 2, 4) of the infection left and right, and whether it has any (B, 2).
+
+    Sides are the picture's: the patient's left lies right. The midline parts them unless ``left`` does; of an odd width
+    the middle column belongs to the right half. A box may grow over the border between them.
 
     Args:
         infection: (B, 1, H, W); above 0.5 is infected.
         margin: see :func:`widen`.
         min_side: see :func:`widen`.
+        left: bool (B, H, W), what belongs to the left side, as :func:`left_of` makes it.
     """
     mask = infection[:, 0] > 0.5
     height, width = mask.shape[1:]
-    is_left = torch.arange(width, device=mask.device) < width // 2
+    is_left = torch.arange(width, device=mask.device) < width // 2 if left is None else left
     halves = [mask & is_left, mask & ~is_left]
     found = torch.stack([widen(boxes(half), margin, min_side, (height, width)) for half in halves], dim=1)
     return found, torch.stack([half.flatten(1).any(1) for half in halves], dim=1)

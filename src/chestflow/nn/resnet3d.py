@@ -7,8 +7,10 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 #: depth -> blocks of each stage; 10 is one block a stage
@@ -111,7 +113,7 @@ class ResNet3d(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, D, H, W) to (B, 8 * width, ceil(D / 16), ceil(H / 16), ceil(W / 16)) with last stride 1."""
-        if not (self.checkpointing and self.training):
+        if not (self.checkpointing and torch.is_grad_enabled()):
             x = self.stem(x)
             for stage in self.stages():
                 x = stage(x)
@@ -133,8 +135,9 @@ def _running_statistics_kept(block: nn.Module) -> Iterator[None]:
 
     The recomputation works on copies of the buffers: it must save as many tensors as the forward pass did, so they
     cannot simply be turned off, and writing the old values back would modify tensors that autograd has saved.
+    Synchronised batch norm, which several GPUs put in place of BatchNorm3d, is a kind of its own.
     """
-    norms = [m for m in block.modules() if isinstance(m, nn.BatchNorm3d)]
+    norms = [m for m in block.modules() if isinstance(m, _BatchNorm)]
     kept = [dict(norm._buffers) for norm in norms]
     for norm in norms:
         norm._buffers.update({name: value.clone() for name, value in norm._buffers.items() if value is not None})

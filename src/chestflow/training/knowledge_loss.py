@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from chestflow.errors import ConfigError, TrainingError
+from chestflow.errors import ConfigError, DataError, TrainingError
 from chestflow.training.knowledge_memory import Memory
 from chestflow.training.phases import Batch, LossFunction
 from chestflow.training.region_augmentation import Jitter, Strength
@@ -61,3 +61,26 @@ def require_infection(batch: Batch) -> None:
         )
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         raise ConfigError("the infected branch is trained in one process, without torchrun: some batches do not run it")
+
+
+def require_infected_pixels(batches: Iterable[Batch]) -> None:
+    """Refuse to train the infected branch where every mask is empty: it would learn from zeros alone.
+
+    Args:
+        batches: of the whole train role; it reads on only until the first infected pixel.
+
+    Raises:
+        DataError: there are masks, and not one of them has a pixel.
+        TrainingError, ConfigError: see :func:`require_infection`.
+    """
+    count = 0
+    for batch in batches:
+        require_infection(batch)
+        assert batch.infection is not None
+        if (batch.infection > 0.5).any():
+            return
+        count += int(batch.has_infection.sum())
+    raise DataError(
+        f"all {count} infection masks of the train role are empty, so the infected branch has nothing to look at: give"
+        " masks, train the infection segmenter longer, lower its threshold, or set answers to heat or global"
+    )

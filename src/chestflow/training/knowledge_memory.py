@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from chestflow.nn.knowledge_network import Known
+from chestflow.nn.knowledge_branches import Known
 from chestflow.training.phases import Batch
 
 

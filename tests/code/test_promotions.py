@@ -27,10 +27,18 @@ class Registry:
 
     root: Path
     params: Params
+    ended: int  # when the run of the first version was over, in ms
 
     def alias(self, name: str) -> int | None:
         found = lookup.aliases_of(store.connect(), NAME).get(name)
         return None if found is None else int(found)
+
+
+def end_of_its_run() -> int:
+    """When the run ended that the model's first version came from, in ms."""
+    client = store.connect()
+    run_id = lookup.resolve(client, "plain/1").tags["run_ids"].split(",")[0]
+    return int(client.get_run(run_id).info.end_time)
 
 
 @pytest.fixture(scope="module")
@@ -40,9 +48,10 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Registry]:
         shutil.copytree(toy_models.trained() / "out", root / "out")
         params = toy_models.params()
         registry.register(params, "plain")
+        ended = end_of_its_run()
         toy_models.write_evidence(root / "out", params, "plain", auroc_lo=0.7)
         registry.register(params, "plain")
-        yield Registry(root, params)
+        yield Registry(root, params, ended)
 
 
 @pytest.fixture
@@ -61,6 +70,10 @@ def test_registering_again_finds_the_version(made: Registry) -> None:
     assert not again.created
     assert again.version.number == 2
     assert made.alias("candidate") == 2
+
+
+def test_registering_does_not_lengthen_the_run(made: Registry) -> None:
+    assert end_of_its_run() == made.ended
 
 
 def test_a_version_is_linked_to_what_made_it(made: Registry) -> None:

@@ -208,7 +208,7 @@ def _log(
         (place / "model_card.md").write_text(text)
         client.log_text(shown_in, text, "model_card.md")
         client.log_dict(shown_in, refusals, "abstention.json")
-        status = client.get_run(shown_in).info.status
+        before = client.get_run(shown_in).info
         with mlflow.start_run(run_id=shown_in):
             logged = mlflow.pyfunc.log_model(
                 name=name,
@@ -221,7 +221,8 @@ def _log(
                 model_config={"model": f"{model_name(name)} {content[:12]}"},
                 tags={"run": name, "content": content},
             )
-        client.set_terminated(shown_in, status)
+        # logging reopens the run: without its own end it would seem to have lasted until now
+        client.set_terminated(shown_in, before.status, before.end_time)
         registered = mlflow.register_model(logged.model_uri, model_name(name), tags=tags)
         client.update_model_version(registered.name, registered.version, description=text)
         client.update_registered_model(registered.name, _description(bundle))

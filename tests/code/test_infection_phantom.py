@@ -90,3 +90,19 @@ def test_healthy_slices_train_empty_or_get_labels_that_no_scaling_fills(
         assert probability is not None
         assert probability.max() - probability.min() > 0.2, "scaled by its range the answer would mark this slice"
         assert not (probability > network.final["ct_slice"].threshold).any()
+
+
+@pytest.mark.slow
+def test_a_trained_network_marks_next_to_nothing_of_healthy_slices(tmp_path: Path) -> None:
+    rows, healthy = phantom_rows(tmp_path, 24, 12)
+    infected = [row["image_id"] for row in rows if row["label"] == "covid19"]
+    settings = small_slices(
+        normal_as_empty=True, size=96, channel=16, epochs=20, lr=0.003, schedule="cosine", batch_size=4,
+        score_norm=False, fourth=True,
+    )  # fmt: skip
+    held = [*healthy[-15:], *infected[-15:]]
+    said = fit_slices(rows, dict.fromkeys(held, "test"), settings, tmp_path)
+    assert said["healthy"]["images"] == 15
+    assert said["healthy"]["empty"] >= 10
+    assert said["healthy"]["marked_share"] < 0.002
+    assert said["figures"]["dice"]["value"] > 0.5

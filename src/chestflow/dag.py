@@ -19,8 +19,9 @@ from chestflow.segmentation import places
 from chestflow.training import uses
 
 SOURCE = Path(chestflow.__file__).parent
-#: How many files of its own a method may import besides what every training stage imports (slots in dvc.yaml).
-CODE_SLOTS = 12
+#: How many files a method, and one whose network it takes over, may import besides what every training stage imports
+#: (slots in dvc.yaml).
+CODE_SLOTS = 20
 #: How many files of other stages a run may take over: a network's two, a pretraining's, a tuned tau's.
 USES_SLOTS = 4
 #: The parts of params.yaml that say how a modality's lungs are found; only X-rays need a network for it.
@@ -75,15 +76,20 @@ def closure(file: Path) -> set[str]:
     return {name for name in names if not name.startswith(NOT_CODE) and not name.endswith("__init__.py")}
 
 
-def method_code(method: str) -> list[str]:
+def method_code(method: str, used: str | None = None) -> list[str]:
     """The files a method adds to what every training stage imports, its own first, padded to :data:`CODE_SLOTS`.
 
+    Args:
+        method: the run's.
+        used: the method of the run whose network it takes over, which is built anew from code.
+
     Raises:
-        ConfigError: the method imports more files than dvc.yaml has slots for.
+        ConfigError: the methods import more files than dvc.yaml has slots for.
     """
-    own = SOURCE / "methods" / f"{method}.py"
+    roots = [f"methods/{name}.py" for name in (method, used) if name is not None]
     common = closure(SOURCE / "training" / "run.py")
-    files = [f"methods/{method}.py", *sorted(closure(own) - common - {f"methods/{method}.py"})]
+    imported = set(roots).union(*(closure(SOURCE / root) for root in roots)) - common
+    files = [roots[0], *sorted(imported - {roots[0]})]
     if len(files) > CODE_SLOTS:
         raise ConfigError(f"method {method} imports {len(files)} files; dvc.yaml has slots for {CODE_SLOTS}: add slots")
     paths = [f"src/chestflow/{name}" for name in files]
@@ -141,9 +147,10 @@ def tables(params: Params) -> dict[str, Any]:
     names = [*params.runs, *params.ensembles]
     for fold in params.folds:
         for name, run in params.runs.items():
+            used = params.runs[run.uses["global"]].method if "global" in run.uses else None
             item = {
                 "run": name, "fold": fold, "task": run.task, "recipe": run.recipe,
-                "modality": params.modality_of(name), "code": method_code(run.method),
+                "modality": params.modality_of(name), "code": method_code(run.method, used),
             }  # fmt: skip
             train[f"{name}-{fold}"] = {**item, "uses": taken_slots(params, name, fold)}
             if uses.tau_is_tuned(params, name):

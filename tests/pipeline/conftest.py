@@ -73,7 +73,7 @@ def tiny(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Reposito
     made.run("git", "add", "-A")
     made.run("git", "commit", "-qm", "start")
     made.run("chestflow", "tracking", "init")
-    made.run("dvc", "repro", timeout=900)
+    made.run("dvc", "repro", timeout=1400)
     made.run("git", "add", "-A")
     made.run("git", "commit", "-qm", "tiny run")
     return made

@@ -69,6 +69,12 @@ def test_a_methods_code_reaches_its_training_stage(repository: Path, method: str
     assert not {f for f in files if Path(f).stem in others and "/methods/" in f}
 
 
+def test_the_code_of_a_network_that_is_taken_over_counts_too() -> None:
+    files = dag.method_code("multi_knowledge", "decaps")
+    assert files[0].endswith("/multi_knowledge.py")
+    assert set(dag.method_code("multi_knowledge")) | set(dag.method_code("decaps")) == set(files)
+
+
 def test_closure_follows_late_imports(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text("def f():\n    from chestflow.nn.output import Output\n    return Output\n")

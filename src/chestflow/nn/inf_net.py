@@ -81,8 +81,8 @@ class InfNet(nn.Module):
         backbone: ``res2net50`` (v1b 26w4s) or a ``resnet``; ``resnet18`` is the sibling for two-core machines, with a
             quarter of the channels in the coarsest reverse-attention stage too.
         classes: kinds of lesion. 1 tells infection alone. With 2 (ground glass, consolidation) a second head beside
-            the paper's finest map S2 tells kinds; it reads that map's features, the finest receptive field block and the found
-            infection, whose gradient is cut, as the paper's own second network reads the first one's result.
+            the paper's finest map S2 tells kinds; it reads that map's features, the finest receptive field block and
+            the found infection, whose gradient is cut, as the paper's own second network reads the first one's result.
         channel: of the receptive field blocks.
         weights: path of a state dict of the backbone (timm's ``res2net50d`` or the authors' v1b file; torchvision's for
             a resnet, for which ``imagenet`` works too); None starts from random numbers.

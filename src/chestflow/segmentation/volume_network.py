@@ -115,8 +115,8 @@ def patches(part: Region, shape: VolumeShape, count: int, generator: torch.Gener
 
 
 def loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """Cross entropy plus one minus the mean of the patches' soft Dice, in which a small lesion counts as much as a large
-    one; finite for empty masks. Both (B, 1, D, H, W).
+    """Cross entropy plus one minus the mean of the patches' soft Dice, in which a small lesion counts as much as a
+    large one; finite for empty masks. Both (B, 1, D, H, W).
     """
     probability, each = logits.sigmoid(), (1, 2, 3, 4)
     dice = (2 * (probability * masks).sum(each) + 1) / (probability.sum(each) + masks.sum(each) + 1)

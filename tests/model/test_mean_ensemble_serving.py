@@ -21,6 +21,7 @@ from chestflow.files import write_json, write_parquet
 from chestflow.imaging.images import Radiograph
 from chestflow.serving import abstention, bundle, inputs
 from chestflow.serving.answer import Predictor, softmax
+from chestflow.serving.infection import UNKNOWN, Marked
 from chestflow.tracking.packing import describe, studies
 from chestflow.tuning import mean_ensemble
 from tests import stores
@@ -118,9 +119,9 @@ def test_a_file_is_answered_as_the_stages_predicted(made: Made, predictor: Predi
 
 def test_each_member_sees_the_picture_by_its_own_recipe(predictor: Predictor, tmp_path: Path) -> None:
     image = inputs.load(toy_models.write_xray(tmp_path / "x.png", toy_models.xray(1, True)), "cxr")
-    opinions = predictor.networks.ask(image, None, {"member"})
+    opinions = predictor.networks.ask(image, Marked(None, None, UNKNOWN), {"member"})
     assert [o.frame.shape for o in opinions] == [(64, 64), (72, 96)]
-    assert predictor.networks.ask(image, None, {"single"}) == []
+    assert predictor.networks.ask(image, Marked(None, None, UNKNOWN), {"single"}) == []
     joined = sum(SHARES[o.member.run] * softmax(o.logits) for o in opinions)
     found, spread = predictor.probabilities(opinions, None)
     np.testing.assert_allclose(found, joined, atol=1e-6)
@@ -132,7 +133,7 @@ def test_the_heat_is_the_weighted_mean_on_the_original_grid(predictor: Predictor
 
     picture = toy_models.write_xray(tmp_path / "x.png", toy_models.xray(1, True))
     image = inputs.load(picture, "cxr")
-    opinions = predictor.networks.ask(image, None, {"member"})
+    opinions = predictor.networks.ask(image, Marked(None, None, UNKNOWN), {"member"})
     each = [SHARES[o.member.run] * full_heat(o.heat, o.frame.geometry, o.frame.shape) for o in opinions]
     want = sum(each)
     heat = predictor.heat(opinions, None)
@@ -253,7 +254,9 @@ def test_the_best_fold_brings_its_own_tuned_values(tmp_path: Path) -> None:
     for fold in values:
         weights = {"w_extreme": 0.1 * (fold + 1), "w_middle": 0.9, "cut_low": 0.001, "cut_high": 0.2}
         write_json(out / "tune/w/pair" / f"{fold}.json", {**weights, "used": weights})
-    images = pd.DataFrame({"image_id": ["a"], "source": "phantom", "modality": "ct_volume", "licence": "CC0-1.0"})
+    images = pd.DataFrame(
+        {"image_id": ["a"], "patient_id": "p", "source": "phantom", "modality": "ct_volume", "licence": "CC0-1.0"}
+    )
     write_parquet(out / "manifest.parquet", images.assign(commercial_use=pd.array([True], "boolean"), lung_mask=None))
     split = pd.DataFrame({"cohort": "cts", "fold": [0], "image_id": "a", "role": "train"})
     write_parquet(out / "splits.parquet", split)

@@ -162,7 +162,7 @@ def test_the_fit_does_not_depend_on_the_order_of_the_batches():
 
     def taken(chosen):
         fields = {f.name: getattr(sample, f.name) for f in dataclasses.fields(sample)}
-        return dataclasses.replace(sample, **{k: v[chosen] for k, v in fields.items() if v is not None})
+        return dataclasses.replace(sample, **{k: v[chosen] for k, v in fields.items() if isinstance(v, torch.Tensor)})
 
     one, other = prepared(), network()
     METHOD.phases(config())[0].prepare(other, iter([taken(p) for p in parts]))

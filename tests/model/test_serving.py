@@ -23,6 +23,7 @@ import pandas as pd
 import pytest
 
 from chestflow.serving import inputs
+from chestflow.serving.infection import UNKNOWN, Marked
 from chestflow.tracking import lookup, registry, store
 from tests import stores
 from tests.model import toy_models
@@ -190,8 +191,8 @@ def test_the_members_of_all_folds_answer_together_and_give_a_range(tmp_path: Pat
     assert answer.status == "answered"
     assert answer.low is not None
     assert answer.low <= answer.probability <= answer.high
-    alone = Predictor(tmp_path, "m")
-    opinions = [o.logits for o in alone.networks.ask(inputs.load(tmp_path / "x.png", "cxr"), None, {"single"})]
+    alone, bare = Predictor(tmp_path, "m"), Marked(None, None, UNKNOWN)
+    opinions = [o.logits for o in alone.networks.ask(inputs.load(tmp_path / "x.png", "cxr"), bare, {"single"})]
     scores = np.mean(opinions, axis=0)
     expected = np.exp(scores / 1.5)[1] / np.exp(scores / 1.5).sum()
     assert answer.probability == pytest.approx(expected, abs=1e-9)

@@ -193,7 +193,7 @@ def test_the_mean_map_is_measured_and_shown(made: Path) -> None:
     assert (found["available"], found["run"]) == (True, "both")
     page = report_methods.about("both", _params(), made)
     assert page["about"].startswith("Mean of ds_u, ds_b.")
-    assert page["attention_note"] == "Maps are the mean of its members."
+    assert page["attention_note"] == "Maps are the mean of its members'."
     table = page["tables"][0]
     assert [row[0] for row in table.rows] == ["ds_u alone", "ds_b alone", "mean with the stated weights"]
     assert "fold 0: given (ds_u 0.50, ds_b 0.50)" in table.note

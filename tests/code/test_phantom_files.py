@@ -190,11 +190,30 @@ def test_the_whole_cohort_stays_below_250_mb(tmp_path: Path) -> None:
     assert each * studies < 150e6, "well below, since ten patients are a small sample"
 
 
-def test_the_commands_defaults_are_the_committed_cohort() -> None:
-    given = {name: value.default for name, value in inspect.signature(command).parameters.items()}
-    assert (given["patients"], given["seed"]) == (generate.PATIENTS, generate.SEED)
-    assert tuple(map(int, given["grid"].split("x"))) == generate.SHAPE
-    assert given["shortcut"] == 0
+@pytest.mark.parametrize(
+    ("large", "cohort"),
+    [
+        (False, (Path("data/phantom"), generate.PATIENTS, generate.SEED, generate.SHAPE, 0)),
+        (True, (Path("data/phantom_large"), generate.LARGE_PATIENTS, generate.LARGE_SEED, generate.SHAPE, 0)),
+    ],
+)
+def test_the_commands_defaults_are_the_committed_cohorts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, large: bool, cohort: tuple[object, ...]
+) -> None:
+    asked = []
+
+    def write(*given: object) -> pd.DataFrame:
+        asked.append(given)
+        return pd.DataFrame({"patient": ["p"], "modality": ["cxr"]})
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(generate, "write_cohort", write)
+    defaults = {name: value.default for name, value in inspect.signature(command).parameters.items()}
+    command(**{**defaults, "large": large})
+    assert asked == [cohort]
+
+
+def test_a_grid_that_is_none_is_refused() -> None:
     with pytest.raises(ConfigError, match="--grid"):
         command(Path("nowhere"), grid="48x96")
 

@@ -28,6 +28,7 @@ def params(repository: Path) -> Params:
         "tasks": {"task": {"cohort": "chests", "classes": {"rest": ["normal"], "covid19": ["covid19"]}}},
         "runs": {"run": {"method": "covidnet", "task": "task", "recipe": "cxr_96_clahe"}},
         "ensembles": {},
+        "infection": {},
     }
     values["segment"]["cxr_lungs"]["sets"] = []
     return parse(values)

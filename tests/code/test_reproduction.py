@@ -8,7 +8,7 @@ import pytest
 
 from chestflow.config import Params, parse
 from chestflow.evaluation.intervals import wilson
-from chestflow.evaluation.reproduction import implied, matches, paper_figures, rows, untrained
+from chestflow.evaluation.reproduction import UNPRINTED, implied, matches, paper_figures, rows, untrained
 from chestflow.methods import registry
 
 CLASSES = {"normal": ["normal"], "pneumonia": ["pneumonia"], "covid19": ["covid19"]}
@@ -178,7 +178,19 @@ def test_comparators_alone_still_list_what_was_not_trained() -> None:
 
 def test_a_task_of_two_classes_is_not_paper_000s() -> None:
     found = params({"full": {"method": "ac_covidnet"}})
-    assert not rows("full", found, evaluation("ac_covidnet", classes=("rest", "covid19")))
+    table = rows("full", found, evaluation("ac_covidnet", classes=("rest", "covid19")))
+    assert [(row["row"], row["column"], row["paper_value"], row["difference"]) for row in table] == [
+        (UNPRINTED, "covid", None, None)
+    ]
+
+
+def test_a_papers_method_at_other_settings_stands_there_without_the_papers_values() -> None:
+    found = params({"other": {"method": "covidnet", "config": {"backbone": "resnet34"}}})
+    table = rows("other", found, evaluation("covidnet"))
+    assert {row["row"] for row in table} == {UNPRINTED}
+    assert {row["paper_value"] for row in table} == {None}
+    assert all(row["ours"]["value"] is not None for row in table)
+    assert {row["paper"] for row in untrained(found)} == {row["paper"] for row in table}
 
 
 def test_covid_net_stands_beside_two_papers() -> None:

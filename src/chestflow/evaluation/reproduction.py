@@ -20,6 +20,7 @@ from chestflow.evaluation.run_facts import facts
 FIGURES = Path(__file__).with_name("paper_figures")
 #: The only cuts at which paper 004 gives figures by ratio group.
 PAPER_CUTS = [0.005, 0.03]
+UNPRINTED = "no printed row has these settings"
 
 
 @cache
@@ -167,11 +168,11 @@ def _row(
     sd: float | None,
 ) -> dict[str, Any]:
     value = ours["value"] if ours else None
-    known = value is not None and not math.isnan(value)
+    known = value is not None and not math.isnan(value) and printed["value"] is not None
     return {
         **about, "column": column, "means": meaning["means"], "metric": meaning["metric"],
         "paper_value": printed["value"], "paper_lo": printed["lo"], "paper_hi": printed["hi"], "paper_sd": sd,
-        "ours": ours, "difference": value - printed["value"] if known and value is not None else None,
+        "ours": ours, "difference": value - printed["value"] if known else None,
     }  # fmt: skip
 
 
@@ -189,13 +190,15 @@ def rows(name: str, params: Any, evaluation: dict[str, Any]) -> list[dict[str, A
         ``paper_lo``, ``paper_hi`` (Wilson, null unless the figure is a share of a known number of images),
         ``paper_sd`` (its deviation over folds, where printed), ``ours`` (value, lo, hi, …; null without a metric;
         where the paper prints a deviation, the mean over our folds with ``sd`` and ``folds`` instead of an interval),
-        ``difference`` (ours minus the paper's) and ``reason``, why the two are not comparable. Empty for a method or
-        setting that no paper reports.
+        ``difference`` (ours minus the paper's) and ``reason``, why the two are not comparable. A run of a paper's own
+        method to which no printed row corresponds stands there without the paper's values, ``row`` saying so. Empty
+        for a method that no paper reports.
     """
     found: list[dict[str, Any]] = []
     cohort = params.tasks[evaluation["task"]].cohort
     for key, table in paper_figures().items():
         reason = why_not_comparable(table, params, evaluation)
+        before = len(found)
         for label, printed in table["rows"].items():
             if not matches(printed.get("match"), key, name, params):
                 continue
@@ -215,7 +218,21 @@ def rows(name: str, params: Any, evaluation: dict[str, Any]) -> list[dict[str, A
                         _row({**about, "set": which}, column, meaning, _interval(value, column, data), ours, sd)
                     )
             found += _groups(about, printed, table, params, evaluation)
+        if len(found) == before and name in params.runs and params.runs[name].method == key:
+            about = {"name": name, "paper": table["paper"], "row": UNPRINTED, "group": None, "reason": reason}
+            found += _alone(about, table, evaluation)
     return found
+
+
+def _alone(about: dict[str, Any], table: dict[str, Any], evaluation: dict[str, Any]) -> list[dict[str, Any]]:
+    """What the paper's columns mean, of a run that no printed row is about; nothing of what ours does not measure."""
+    nothing = {"value": None, "lo": None, "hi": None}
+    measured = {column: _ours(meaning, evaluation, table["unit"]) for column, meaning in table["columns"].items()}
+    return [
+        _row({**about, "set": None}, column, table["columns"][column], nothing, ours, None)
+        for column, ours in measured.items()
+        if ours is not None
+    ]
 
 
 def _undecoded(printed: dict[str, Any], which: str) -> list[str]:
@@ -245,7 +262,7 @@ def _groups(
 
 
 def untrained(params: Any) -> list[dict[str, Any]]:
-    """The printed rows that nothing in this profile stands for, of each paper that any of its entries stands beside.
+    """The printed rows that nothing in this profile stands for, of each paper whose method or whose rows are in it.
 
     Returns:
         Dicts with ``paper, row, figures`` (set -> column -> printed value) and ``reason``.
@@ -257,7 +274,7 @@ def untrained(params: Any) -> list[dict[str, Any]]:
             label: any(matches(printed.get("match"), key, name, params) for name in names)
             for label, printed in table["rows"].items()
         }
-        if not any(stood.values()):
+        if not any(stood.values()) and key not in {run.method for run in params.runs.values()}:
             continue
         for label, printed in table["rows"].items():
             if stood[label]:

@@ -126,15 +126,13 @@ def _localisation(evidence: dict[str, Any]) -> Table | None:
         rows += [(f"{where}ratio {group['group']}", group) for group in part["by_ratio"]]
         if part["boxes"]:
             rows.append((f"{where}in boxes", part["boxes"]))
-    if not rows:
-        return None
     heads = {"iou": "IoU", "best_iou": "best IoU of this resolution", "iou_share": "share of it", "pointing":
              "pointing game", "energy_lesion": "energy in lesion", "energy_lung": "energy in lung"}  # fmt: skip
     table = Table(["images of", "images", *heads.values()], text=["images of"], title="Attention against true lesions")
     for label, part in rows:
         if part["images"]:
             table.rows.append([label, str(part["images"]), *(part.get(key) for key in heads)])
-    return table
+    return table if table.rows else None  # no source outlines a lesion here
 
 
 def _external(evidence: dict[str, Any]) -> Table | None:

@@ -60,8 +60,8 @@ def test_inf_net() -> None:
     with torch.device("meta"):
         network = InfNet()
     assert multiplications(network, 1, 352, 352) == pytest.approx(13.84, abs=0.005)
-    assert kept(network, 1, 352, 352) == pytest.approx(318, abs=1)
-    assert kept(network, 1, 448, 448) == pytest.approx(515, abs=1)
+    assert kept(network, 1, 352, 352) == pytest.approx(318, abs=2)
+    assert kept(network, 1, 448, 448) == pytest.approx(515, abs=2)
 
 
 def test_an_answer_takes_four_passes_of_13_4_billion_together() -> None:

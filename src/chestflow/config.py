@@ -54,8 +54,6 @@ class Params(Section):
     evaluate: Evaluate = Evaluate()
     register_: Register = Field(Register(), alias="register")
     promote: Promote = Promote()
-    #: written by `chestflow config`: the tables that dvc.yaml iterates over
-    dag: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _references(self) -> Self:

@@ -57,13 +57,12 @@ def read(name: str, folder: Path = Path("profiles")) -> dict[str, Any]:
 
 
 def complete(values: dict[str, Any], file: str = "params.yaml") -> dict[str, Any]:
-    """Every parameter with its default filled in, the methods' configs included, and the dag tables.
+    """Every parameter with its default filled in, the methods' configs included.
 
     Raises:
         ConfigError: a key is unknown or a value impossible, in the schema, in a method's config, or where a method
             meets its input.
     """
-    values = {key: value for key, value in values.items() if key != "dag"}
     params = parse(values, file)
     plain = params.model_dump(by_alias=True, mode="json")
     for name, run in params.runs.items():
@@ -75,7 +74,6 @@ def complete(values: dict[str, Any], file: str = "params.yaml") -> dict[str, Any
             reads = ", ".join(method.modalities)
             raise ConfigError(f"{file}: runs.{name}: {run.method} reads {reads}, not {recipe.modality}")
     plain["recipes"] = {n: r for n, r in plain["recipes"].items() if n in params.packed()}
-    plain["dag"] = dag.tables(parse(plain, file))
     return plain
 
 
@@ -139,26 +137,28 @@ def edited(path: Path) -> bool:
 
 
 def write(profile: str, path: Path = Path("params.yaml"), *, force: bool = False) -> bool:
-    """Write a profile's complete params.yaml; True when the file changed.
+    """Write a profile's complete params.yaml and the tables beside it; True when a file changed.
 
     Raises:
         ConfigError: params.yaml holds the user's own edits and ``force`` is not set.
     """
-    new = text(profile, complete(read(profile), f"profiles/{profile}.yaml"))
-    if path.exists() and path.read_text() == new:
-        return False
-    if edited(path) and not force:
+    values = complete(read(profile), f"profiles/{profile}.yaml")
+    new = text(profile, values)
+    changed = not path.exists() or path.read_text() != new
+    if changed and edited(path) and not force:
         raise ConfigError(
             f"{path} holds edits of your own: keep them as profiles/<name>.yaml, or replace them with "
             f"`chestflow config {profile} --force`"
         )
-    with atomic_path(path) as temporary:
-        temporary.write_text(new)
-    return True
+    if changed:
+        with atomic_path(path) as temporary:
+            temporary.write_text(new)
+    return dag.write(parse(values, str(path)), path.with_name(dag.FILE.name)) or changed
 
 
 def sync(path: Path = Path("params.yaml")) -> None:
-    """Complete the user's own params.yaml in place: defaults of new runs and the dag tables; it is marked custom."""
+    """Complete the user's own params.yaml in place, marked custom, and rewrite the tables beside it."""
     values = complete(read_yaml(path), str(path))
     with atomic_path(path) as temporary:
         temporary.write_text(text("custom", values))
+    dag.write(parse(values, str(path)), path.with_name(dag.FILE.name))

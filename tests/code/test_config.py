@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from chestflow import dag, profiles
-from chestflow.config import load, parse
+from chestflow.config import Params, load, parse
 from chestflow.errors import ConfigError
 
 
@@ -100,7 +100,7 @@ def test_committed_params_are_the_completed_phantom_profile(repository: Path) ->
 def test_every_profile_is_complete_and_builds(repository: Path, name: str) -> None:
     values = profiles.complete(profiles.read(name, repository / "profiles"))
     params = parse(values)
-    dag.require_current(params)
+    assert set(dag.tables(params)["evaluate"]) == {*params.runs, *params.ensembles}
     profiles.check(params)
 
 
@@ -124,16 +124,35 @@ def test_own_edits_are_seen_and_kept(repository: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="edits of your own"):
         profiles.write("tiny", path)
     profiles.sync(path)
+    dag.require_current(load(path), tmp_path / dag.FILE)
     assert yaml.safe_load(path.read_text())["seed"] == 2
     assert profiles.edited(path)
 
 
-def test_a_stale_dag_section_is_refused(phantom: dict) -> None:
-    values = profiles.complete(phantom)
-    dag.require_current(parse(values))
-    values["folds"] = [0, 1]
-    with pytest.raises(ConfigError, match="chestflow config --sync"):
-        dag.require_current(parse(values))
+def test_stale_tables_are_refused(phantom: dict, tmp_path: Path) -> None:
+    params, path = parse(profiles.complete(phantom)), tmp_path / dag.FILE
+
+    def refused(params: Params) -> None:
+        with pytest.raises(ConfigError, match="chestflow config --sync"):
+            dag.require_current(params, path)
+
+    refused(params)
+    assert dag.write(params, path)
+    assert not dag.write(params, path)
+    dag.require_current(params, path)
+    refused(params.model_copy(update={"folds": [0, 1]}))
+    path.write_text(path.read_text()[:-9])
+    refused(params)
+
+
+def test_a_profile_brings_its_tables_back(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(repository)
+    path = tmp_path / "params.yaml"
+    assert profiles.write("tiny", path)
+    assert not profiles.write("tiny", path)
+    (tmp_path / dag.FILE).unlink()
+    assert profiles.write("tiny", path)
+    dag.require_current(load(path), tmp_path / dag.FILE)
 
 
 def test_unknown_profile_names_the_known(repository: Path) -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from chestflow import profiles
+from chestflow import dag, profiles
 from chestflow.cli.phantom import phantom
 from chestflow.config import Params, parse
 from chestflow.data.phantom import cohort, generate
@@ -33,8 +33,9 @@ def test_every_network_fits_its_input_and_every_fold_is_trained(params: Params) 
     profiles.check(params)
     assert params.folds == [0, 1, 2, 3, 4]
     assert set(params.runs) == {*ROWS, "ratio"}
-    assert len(params.dag["train"]) == 5 * 5
-    assert params.dag["ensemble"].keys() >= {"narrow_ds-0", "narrow_ds_swapped-4"}
+    tables = dag.tables(params)
+    assert len(tables["train"]) == 5 * 5
+    assert tables["ensemble"].keys() >= {"narrow_ds-0", "narrow_ds_swapped-4"}
 
 
 def test_networks_differ_in_sampling_and_attention_alone(params: Params) -> None:

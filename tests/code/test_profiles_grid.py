@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from chestflow import profiles
+from chestflow import dag, profiles
 from chestflow.config import parse
 from chestflow.methods import registry
 
@@ -59,4 +59,4 @@ def test_names_say_the_cell(grid: dict) -> None:
 def test_every_network_fits_and_every_fold_is_in_the_tables(grid: dict) -> None:
     params = parse(grid, "profiles/covidnet_grid.yaml")
     profiles.check(params)
-    assert len(grid["dag"]["train"]) == 18 * 5
+    assert len(dag.tables(params)["train"]) == 18 * 5

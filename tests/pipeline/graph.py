@@ -10,6 +10,9 @@ from typing import Any
 
 import yaml
 
+from chestflow import dag
+from chestflow.config import parse
+
 
 @dataclass(frozen=True)
 class Graph:
@@ -44,7 +47,7 @@ def resolve(dvc_yaml: Path, values: dict[str, Any], folder: Path) -> Graph:
 
     Args:
         dvc_yaml: the pipeline's.
-        values: of params.yaml, its dag section included.
+        values: of params.yaml, complete.
         folder: an empty one, for that repository.
     """
     from dvc.dependency import ParamsDependency
@@ -53,6 +56,7 @@ def resolve(dvc_yaml: Path, values: dict[str, Any], folder: Path) -> Graph:
     folder.mkdir(parents=True, exist_ok=True)
     shutil.copy(dvc_yaml, folder / "dvc.yaml")
     (folder / "params.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
+    dag.write(parse(values), folder / dag.FILE)
     with Repo.init(str(folder), no_scm=True) as repo:
         stages = {stage.name: stage for stage in repo.index.stages}
         params = {

@@ -90,4 +90,4 @@ def test_git_ignores_every_out_and_no_code(repository: Path) -> None:
 
 
 def test_the_committed_tables_follow_from_the_committed_parameters(repository: Path) -> None:
-    dag.require_current(load(repository / "params.yaml"))
+    dag.require_current(load(repository / "params.yaml"), repository / dag.FILE)

@@ -1,4 +1,4 @@
-"""The tables that dvc.yaml iterates over, and the source files that each stage's code is made of.
+"""The tables that dvc.yaml iterates over.
 
 DVC's templates cannot nest (``${runs.${item}.recipe}``), so `chestflow config` writes one table a family of stages into
 dag.json: run x fold for training, name x fold for tuning, and so on. Stages check at their start that the tables still
@@ -8,24 +8,17 @@ that it looks at: as a section of it they doubled the time of a `dvc repro` with
 
 from __future__ import annotations
 
-import ast
 import json
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import chestflow
 from chestflow.config import MEMBER_SLOTS, Params
 from chestflow.errors import ConfigError
 from chestflow.files import atomic_path
 from chestflow.segmentation import places
 from chestflow.training import uses
 
-SOURCE = Path(chestflow.__file__).parent
 FILE = Path("dag.json")
-#: How many files a method, and one whose network it takes over, may import besides what every training stage imports
-#: (slots in dvc.yaml).
-CODE_SLOTS = 20
 #: How many files of other stages a run may take over: a network's two, a pretraining's, a tuned tau's.
 USES_SLOTS = 4
 #: The parts of params.yaml that say how a modality's lungs are found; only X-rays need a network for it.
@@ -37,67 +30,6 @@ LUNGS = {
     ],
 }
 SECTION_SLOTS = 1 + max(map(len, LUNGS.values()))
-#: Not listed as stage deps: their values reach DVC as params, or they only shape messages and records, never an out.
-NOT_CODE = ("__init__.py", "config.py", "config_", "dag.py", "errors.py", "tracking/", "cli/")
-
-
-def _modules(tree: ast.AST) -> set[str]:
-    found: set[str] = set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
-            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name for name in found if name.split(".")[0] == "chestflow"}
-
-
-@cache
-def _imports(file: Path) -> frozenset[Path]:
-    files = set()
-    for module in _modules(ast.parse(file.read_text())):
-        path = SOURCE.joinpath(*module.split(".")[1:])
-        for candidate in (path.with_suffix(".py"), path / "__init__.py"):
-            if candidate.is_file():
-                files.add(candidate)
-    return frozenset(files)
-
-
-def closure(file: Path) -> set[str]:
-    """Files of the package that ``file`` imports, directly or not, imports inside functions included.
-
-    Returns:
-        Paths relative to the package (``nn/netvlad.py``), without those in :data:`NOT_CODE`.
-    """
-    seen: set[Path] = set()
-    todo = [file]
-    while todo:
-        for found in _imports(todo.pop()) - seen:
-            relative = found.relative_to(SOURCE).as_posix()
-            seen.add(found)
-            if not relative.startswith(NOT_CODE):
-                todo.append(found)
-    names = {path.relative_to(SOURCE).as_posix() for path in seen}
-    return {name for name in names if not name.startswith(NOT_CODE) and not name.endswith("__init__.py")}
-
-
-def method_code(method: str, used: str | None = None) -> list[str]:
-    """The files a method adds to what every training stage imports, its own first, padded to :data:`CODE_SLOTS`.
-
-    Args:
-        method: the run's.
-        used: the method of the run whose network it takes over, which is built anew from code.
-
-    Raises:
-        ConfigError: the methods import more files than dvc.yaml has slots for.
-    """
-    roots = [f"methods/{name}.py" for name in (method, used) if name is not None]
-    common = closure(SOURCE / "training" / "run.py")
-    imported = set(roots).union(*(closure(SOURCE / root) for root in roots)) - common
-    files = [roots[0], *sorted(imported - {roots[0]})]
-    if len(files) > CODE_SLOTS:
-        raise ConfigError(f"method {method} imports {len(files)} files; dvc.yaml has slots for {CODE_SLOTS}: add slots")
-    paths = [f"src/chestflow/{name}" for name in files]
-    return paths + [paths[0]] * (CODE_SLOTS - len(paths))
 
 
 def _padded(entries: list[str], slots: int, rest: str | None = None) -> list[str]:
@@ -139,10 +71,10 @@ def entry(params: Params, name: str) -> dict[str, Any]:
 
 
 def taken_slots(params: Params, run: str, fold: int, *, tau: bool = True) -> list[str]:
-    """What a run takes over from other stages, the training's script repeated to :data:`USES_SLOTS`."""
+    """What a run takes over from other stages, the training's fingerprint repeated to :data:`USES_SLOTS`."""
     files = [path.as_posix() for path in uses.files(params, run, fold, Path("out"))]
     files = [f for f in files if tau or "/tau/" not in f]
-    return _padded(files, USES_SLOTS, "stages/train.py")
+    return _padded(files, USES_SLOTS, "out/code/train.json")
 
 
 def tables(params: Params) -> dict[str, Any]:
@@ -151,10 +83,10 @@ def tables(params: Params) -> dict[str, Any]:
     names = [*params.runs, *params.ensembles]
     for fold in params.folds:
         for name, run in params.runs.items():
-            used = params.runs[run.uses["global"]].method if "global" in run.uses else None
+            other = params.runs[run.uses["global"]] if "global" in run.uses else run
             item = {
                 "run": name, "fold": fold, "task": run.task, "recipe": run.recipe,
-                "modality": params.modality_of(name), "code": method_code(run.method, used),
+                "modality": params.modality_of(name), "methods": [run.method, other.method],
             }  # fmt: skip
             train[f"{name}-{fold}"] = {**item, "uses": taken_slots(params, name, fold)}
             if uses.tau_is_tuned(params, name):
@@ -177,7 +109,7 @@ def tables(params: Params) -> dict[str, Any]:
         }  # fmt: skip
     infection = {name: {"sections": infection_sections(name)} for name in places.infected(params)}
     segment = {
-        name: {"segmenter": segmenter(name, "stages/segment.py"), "sections": mask_sections(name)}
+        name: {"segmenter": segmenter(name, "out/code/segment.json"), "sections": mask_sections(name)}
         for name in params.modalities
     }
     pretrain = {
@@ -190,7 +122,7 @@ def tables(params: Params) -> dict[str, Any]:
         seen = {"task": run.task, "recipe": run.recipe, "modality": params.modality_of(name)}
         shortcuts.setdefault(run.task, seen)
     report = {
-        what: _padded([f"out/{what}/{modality}" for modality in found], slots, "stages/report.py")
+        what: _padded([f"out/{what}/{modality}" for modality in found], slots, "out/code/report.json")
         for what, found, slots in (
             ("infection", list(infection), len(places.INFECTED)),
             ("segment", list(segment), len(LUNGS)),

@@ -1,14 +1,19 @@
-"""dvc.yaml lists what each stage's code is made of, and params.yaml fits it."""
+"""Each stage depends on what its code is made of, and params.yaml fits dvc.yaml."""
 
-import re
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import yaml
 
-from chestflow import dag
+from chestflow import dag, fingerprint
 from chestflow.config import load
 from chestflow.data.sources import base as sources
+from chestflow.files import read_json
+from chestflow.fingerprint import SOURCE
 from chestflow.methods import registry
 
 STAGES = yaml.safe_load((Path(__file__).parents[2] / "dvc.yaml").read_text())["stages"]
@@ -18,67 +23,98 @@ def _body(stage: dict) -> dict:
     return stage.get("do", stage)
 
 
-def _listed(stage: dict) -> set[str]:
-    return {dep.removeprefix("src/chestflow/") for dep in _body(stage)["deps"] if dep.startswith("src/chestflow/")}
+def _read(folder: Path) -> dict[str, dict[str, str]]:
+    return {p.relative_to(folder).with_suffix("").as_posix(): read_json(p) for p in folder.rglob("*.json")}
 
 
-def _imported(repository: Path, name: str) -> set[str]:
-    files = dag.closure(repository / f"stages/{name}.py")
-    if name == "ingest":  # adapters are found by name
-        for adapter in sources.names():
-            files |= dag.closure(dag.SOURCE / "data" / "sources" / f"{adapter}.py")
-    return files
-
-
-@pytest.mark.parametrize("name", STAGES)
-def test_each_stage_lists_its_script_and_all_that_it_imports(repository: Path, name: str) -> None:
-    script = f"stages/{name}.py"
-    assert script in _body(STAGES[name])["deps"]
-    imported = _imported(repository, name)
-    listed = _listed(STAGES[name])
-    folders = tuple(d + "/" for d in listed if (dag.SOURCE / d).is_dir())
-    missing = {f for f in imported if f not in listed and not (folders and f.startswith(folders))}
-    assert not missing, f"dvc.yaml: stage {name} lacks {sorted(missing)}"
+@pytest.fixture(scope="module")
+def code(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, str]]:
+    out = tmp_path_factory.mktemp("code")
+    fingerprint.write(repository / "stages", out)
+    return _read(out)
 
 
 @pytest.mark.parametrize("name", STAGES)
-def test_no_stage_lists_code_that_it_does_not_import(repository: Path, name: str) -> None:
-    imported = _imported(repository, name)
-    idle = {f for f in _listed(STAGES[name]) if f.endswith(".py") and "${" not in f and f not in imported}
-    assert not idle, f"dvc.yaml: stage {name} lists {sorted(idle)}, which it does not import"
+def test_each_stage_depends_on_its_own_code(code: dict[str, dict[str, str]], name: str) -> None:
+    deps = _body(STAGES[name])["deps"]
+    if name == "fingerprint":
+        assert deps == ["src/chestflow", "stages"]
+    elif name == "register":  # a new version only where something that it holds is new
+        assert f"stages/{name}.py" in deps
+    else:
+        assert f"out/code/{name}.json" in deps
+        assert f"stages/{name}.py" in code[name]
+    fingerprints = {d.removeprefix("out/code/").removesuffix(".json") for d in deps if d.startswith("out/code/")}
+    assert {f for f in fingerprints if "${" not in f} <= code.keys()
+    assert not any(dep.startswith("src/") for dep in deps if name != "fingerprint")
 
 
-def test_every_packaged_data_file_is_some_stages_dep() -> None:
-    packaged = {p for p in dag.SOURCE.rglob("*") if p.is_file() and p.suffix not in {".py", ".pyc", ".typed"}}
-    listed = set().union(*(_listed(stage) for stage in STAGES.values()))
-    files = {p.relative_to(dag.SOURCE).as_posix() for p in packaged}
-    missing = {file for file in files if not any(f"{file}/".startswith(f"{dep}/") for dep in listed)}
+def test_trainings_depend_on_their_methods_and_ingests_on_their_adapters(code: dict[str, dict[str, str]]) -> None:
+    for stage in ("train", "tune_tau"):
+        deps = _body(STAGES[stage])["deps"]
+        assert {"out/code/methods/${item.methods[0]}.json", "out/code/methods/${item.methods[1]}.json"} <= set(deps)
+    assert "out/code/sources/${item}.json" in _body(STAGES["ingest"])["deps"]
+    assert {f"methods/{name}" for name in registry.names()} | {f"sources/{s}" for s in sources.names()} <= code.keys()
+
+
+def test_every_packaged_data_file_is_some_stages_code(code: dict[str, dict[str, str]]) -> None:
+    packaged = {p for p in SOURCE.rglob("*") if p.is_file() and p.suffix not in {".py", ".pyc", ".typed"}}
     assert packaged
-    assert not missing
+    assert {p.relative_to(SOURCE).as_posix() for p in packaged} <= set().union(*code.values())
+
+
+def test_every_module_is_some_stages_code(code: dict[str, dict[str, str]]) -> None:
+    """What is in none: messages, records and commands, and what serving and commands use alone."""
+    idle = {p.relative_to(SOURCE).as_posix() for p in SOURCE.rglob("*.py")} - set().union(*code.values())
+    idle = {name for name in idle if not name.startswith(fingerprint.NOT_CODE) and not name.endswith("__init__.py")}
+    assert not {name for name in idle if not name.startswith(("serving/", "data/", "profiles.py"))}
 
 
 @pytest.mark.parametrize("method", registry.names())
-def test_a_methods_code_reaches_its_training_stage(repository: Path, method: str) -> None:
-    files = dag.method_code(method)
-    assert len(files) == dag.CODE_SLOTS
-    assert files[0] == f"src/chestflow/methods/{method}.py"
-    assert all((repository / file).is_file() for file in files)
-    slots = [d for d in _body(STAGES["train"])["deps"] if re.fullmatch(r"\$\{item\.code\[\d+\]\}", d)]
-    assert len(slots) == dag.CODE_SLOTS
-    others = set(registry.names()) - {method}
-    assert not {f for f in files if Path(f).stem in others and "/methods/" in f}
+def test_a_methods_code_is_its_own(code: dict[str, dict[str, str]], method: str) -> None:
+    files = set(code[f"methods/{method}"])
+    assert f"methods/{method}.py" in files
+    assert not files & {f"methods/{other}.py" for other in set(registry.names()) - {method, "baselines"}}
 
 
-def test_the_code_of_a_network_that_is_taken_over_counts_too() -> None:
-    files = dag.method_code("multi_knowledge", "decaps")
-    assert files[0].endswith("/multi_knowledge.py")
-    assert set(dag.method_code("multi_knowledge")) | set(dag.method_code("decaps")) == set(files)
+def test_the_code_of_a_network_that_is_taken_over_counts_too(repository: Path) -> None:
+    train = dag.tables(load(repository / "params.yaml"))["train"]
+    assert train["multi_knowledge-0"]["methods"] == ["multi_knowledge", "baselines"]
+    assert train["resnet18-0"]["methods"] == ["baselines", "baselines"]
+
+
+def test_an_edit_of_a_file_reaches_those_that_import_it(repository: Path, tmp_path: Path) -> None:
+    """netvlad.py is covidnet's alone, the engine belongs to all trainings, a comment counts as an edit."""
+    package, stages = tmp_path / "chestflow", tmp_path / "stages"
+    shutil.copytree(SOURCE, package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(repository / "stages", stages, ignore=shutil.ignore_patterns("__pycache__"))
+
+    def written(out: str) -> dict[str, dict[str, str]]:
+        command = [sys.executable, "stages/fingerprint.py"]
+        subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(tmp_path)}, check=True)
+        return _read((tmp_path / "out" / "code").rename(tmp_path / out))
+
+    def changed(file: str, out: str) -> set[str]:
+        path = tmp_path / file
+        path.write_text(path.read_text() + "# edited\n")
+        before.update(now)
+        now.update(written(out))
+        return {name for name in now if now[name] != before[name]}
+
+    before: dict[str, dict[str, str]] = {}
+    now = written("first")
+    assert changed("chestflow/nn/netvlad.py", "second") == {"methods/covidnet"}
+    engine = changed("chestflow/training/engine.py", "third")
+    assert {"train", "tune_tau"} <= engine
+    assert not engine & {"tune", "evaluate", "report", "segment", "preprocess", "split"}
+    assert changed("chestflow/tracking/registry.py", "fourth") == set()
+    assert changed("stages/tune.py", "fifth") == {"tune"}
 
 
 def test_closure_follows_late_imports(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text("def f():\n    from chestflow.nn.output import Output\n    return Output\n")
-    assert dag.closure(script) == {"nn/output.py"}
+    assert fingerprint.closure(script) == {"nn/output.py"}
 
 
 def test_git_ignores_every_out_and_no_code(repository: Path) -> None:

@@ -157,6 +157,18 @@ def test_external_images_bar_their_group_and_two_folds_bar_both() -> None:
     assert chosen.table["part"].tolist() == [1] * 5 + [0] * 30 + [1] * 5
 
 
+def test_a_role_of_a_patients_other_modality_bars_nobody() -> None:
+    """A classifier of CT never meets the masks of X-rays."""
+    frame, groups = manifest(40, masked=40)
+    scans = frame.assign(image_id=[f"ct-{name}" for name in frame["image_id"]], modality="ct_volume", lung_mask=None)
+    both = pd.concat([groups, groups.assign(image_id=scans["image_id"])], ignore_index=True)
+    splits = pd.concat(
+        [roles(frame, {0: ["test"] * 8 + ["train"] * 32}), roles(scans, {0: ["train"] * 32 + ["test"] * 8})]
+    )
+    chosen = plan(pd.concat([frame, scans], ignore_index=True), splits, both, ["set"], seed=0)
+    assert chosen.table["part"].tolist() == [1] * 8 + [0] * 32
+
+
 def test_sets_outside_all_cohorts_keep_a_fifth_for_the_dice() -> None:
     frame, groups = manifest(40, masked=40)
     chosen = plan(frame, roles(frame, {}), groups, ["set"], seed=0)

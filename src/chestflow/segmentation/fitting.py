@@ -48,7 +48,13 @@ def plan(manifest: pd.DataFrame, splits: pd.DataFrame, groups: pd.DataFrame, set
         DataError: too few X-rays with lung masks.
     """
     table = candidates(manifest, groups, "cxr", sets, "lung_mask")
-    return divide(table, judged_groups(splits, groups), seed, section="segment.cxr_lungs", what="lung masks on X-rays")
+    return divide(
+        table,
+        judged_groups(splits, groups, manifest, "cxr"),
+        seed,
+        section="segment.cxr_lungs",
+        what="lung masks on X-rays",
+    )
 
 
 def fit(

@@ -84,13 +84,15 @@ def fit_infection(
                 "seed": seed, "threads": threads, "workers": workers, "checkpoint_root": checkpoint_root,
                 "log": _named(log, modality),
             }  # fmt: skip
-            judged = judged_groups(splits if folds is None else splits[splits["fold"].isin(folds)], groups)
+            trained = splits if folds is None else splits[splits["fold"].isin(folds)]
+            judged = judged_groups(trained, groups, manifest, modality)
             table = candidates(manifest, groups, modality, own.sets, "infection_mask", healthy=own.normal_as_empty)
             table = table.merge(manifest[["image_id", "lung_mask"]], on="image_id")
             what = f"infection masks on images of modality {modality}"
             chosen = divide(table, judged, seed, section=f"infection.{modality}", what=what)
             if modality == "ct_slice":
-                trainer = _Slices(manifest, groups, judged_groups(splits, groups), chosen, settings, folder, common)
+                ever = judged_groups(splits, groups, manifest, modality)
+                trainer = _Slices(manifest, groups, ever, chosen, settings, folder, common)
                 networks, measured = trainer.networks(), trainer.measured
                 finished = trainer.loops
             else:

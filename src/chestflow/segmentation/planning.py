@@ -1,10 +1,11 @@
 """Who may train a segmenter, and who is measured, so that no classifier is judged on images that it saw.
 
 A segmenter must not know the images that a classifier is tuned or tested on. So it trains on images with source masks
-whose group has no tune, test or external role in any trained fold of any cohort (``held_out``). Where that leaves too
-few, as with five trained folds of a cohort that brings the masks itself, the groups are cut in two halves and each half
-is segmented by a network that saw the other alone (``cross_fit``): no image's mask then comes from a network that saw
-its group. The network that is kept for new files, and for groups without any mask, saw all of them.
+whose group has no tune, test or external role in any trained fold of a cohort of its modality (``held_out``): a
+classifier meets the masks of its own modality alone. Where that leaves too few, as with five trained folds of a cohort
+that brings the masks itself, the groups are cut in two halves and each half is segmented by a network that saw the
+other alone (``cross_fit``): no image's mask then comes from a network that saw its group. The network that is kept for
+new files, and for groups without any mask, saw all of them.
 """
 
 from __future__ import annotations
@@ -62,9 +63,10 @@ def candidates(
     return table
 
 
-def judged_groups(splits: pd.DataFrame, groups: pd.DataFrame) -> set[str]:
-    """Groups of which an image is tuned or tested on in these folds of any cohort."""
-    judged = splits.loc[splits["role"].isin(JUDGED), "image_id"]
+def judged_groups(splits: pd.DataFrame, groups: pd.DataFrame, manifest: pd.DataFrame, modality: str) -> set[str]:
+    """Groups of which an image of a modality is tuned or tested on in these folds of any cohort."""
+    of = manifest.loc[manifest["modality"] == modality, "image_id"]
+    judged = splits.loc[splits["role"].isin(JUDGED) & splits["image_id"].isin(of), "image_id"]
     return set(judged.map(groups.set_index("image_id")["group_id"]).fillna(judged))
 
 

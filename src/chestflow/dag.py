@@ -1,9 +1,10 @@
 """The tables that dvc.yaml iterates over.
 
 DVC's templates cannot nest (``${runs.${item}.recipe}``), so `chestflow config` writes one table a family of stages into
-dag.json: run x fold for training, name x fold for tuning, and so on. Stages check at their start that the tables still
-follow from params.yaml. They have a file of their own, and not YAML, because DVC parses params.yaml anew for each stage
-that it looks at: as a section of it they doubled the time of a `dvc repro` with nothing to do.
+dag.json: run x fold for training, name x fold for tuning, and so on. Trainings, what prepares them, and the report
+check at their start that the tables still follow from params.yaml. They have a file of their own, and not YAML, because
+DVC parses params.yaml anew for each stage that it looks at: as a section of it they doubled the time of a `dvc repro`
+with nothing to do.
 """
 
 from __future__ import annotations
@@ -70,11 +71,13 @@ def entry(params: Params, name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def taken_slots(params: Params, run: str, fold: int, *, tau: bool = True) -> list[str]:
-    """What a run takes over from other stages, the training's fingerprint repeated to :data:`USES_SLOTS`."""
+def taken_slots(params: Params, run: str, fold: int, *, tau: bool = False) -> list[str]:
+    """What a run takes over from other stages for its training, or for the search of its ``tau``; the rest of the
+    :data:`USES_SLOTS` repeat that stage's fingerprint.
+    """
     files = [path.as_posix() for path in uses.files(params, run, fold, Path("out"))]
-    files = [f for f in files if tau or "/tau/" not in f]
-    return _padded(files, USES_SLOTS, "out/code/train.json")
+    files = [f for f in files if not tau or "/tau/" not in f]
+    return _padded(files, USES_SLOTS, f"out/code/{'tune_tau' if tau else 'train'}.json")
 
 
 def tables(params: Params) -> dict[str, Any]:
@@ -90,7 +93,7 @@ def tables(params: Params) -> dict[str, Any]:
             }  # fmt: skip
             train[f"{name}-{fold}"] = {**item, "uses": taken_slots(params, name, fold)}
             if uses.tau_is_tuned(params, name):
-                tau[f"{name}-{fold}"] = {**item, "uses": taken_slots(params, name, fold, tau=False)}
+                tau[f"{name}-{fold}"] = {**item, "uses": taken_slots(params, name, fold, tau=True)}
         for name in params.ensembles:
             about = entry(params, name)
             kept = ("name", "modality", "members", "recipes")

@@ -17,7 +17,7 @@ from chestflow.files import sha256_file, write_json
 from chestflow.methods import registry
 
 SOURCE = Path(chestflow.__file__).parent
-#: Shapes no out: values reach DVC as params, and the rest are messages, records and commands.
+#: Not counted: the schema, whose values reach DVC as params, and messages, records (MLflow) and commands.
 NOT_CODE = ("__init__.py", "config.py", "config_", "dag.py", "errors.py", "fingerprint.py", "tracking/", "cli/")
 #: Files of the package that are no Python, by the stages that read them.
 READ = {

@@ -45,7 +45,7 @@ def test_each_stage_depends_on_its_own_code(code: dict[str, dict[str, str]], nam
         assert f"out/code/{name}.json" in deps
         assert f"stages/{name}.py" in code[name]
     fingerprints = {d.removeprefix("out/code/").removesuffix(".json") for d in deps if d.startswith("out/code/")}
-    assert {f for f in fingerprints if "${" not in f} <= code.keys()
+    assert {f for f in fingerprints if "${" not in f} <= {*code, "methods", "sources"}
     assert not any(dep.startswith("src/") for dep in deps if name != "fingerprint")
 
 
@@ -109,6 +109,17 @@ def test_an_edit_of_a_file_reaches_those_that_import_it(repository: Path, tmp_pa
     assert not engine & {"tune", "evaluate", "report", "segment", "preprocess", "split"}
     assert changed("chestflow/tracking/registry.py", "fourth") == set()
     assert changed("stages/tune.py", "fifth") == {"tune"}
+
+
+def test_a_search_for_tau_does_not_wait_for_the_code_of_trainings(repository: Path) -> None:
+    taken = dag.tables(load(repository / "params.yaml"))["tau"]["multi_knowledge-0"]["uses"]
+    assert taken[-1] == "out/code/tune_tau.json"
+    assert not any("train.json" in path for path in taken)
+
+
+def test_what_reads_all_methods_or_adapters_depends_on_them() -> None:
+    assert "out/code/methods" in _body(STAGES["report"])["deps"]
+    assert "out/code/sources" in _body(STAGES["validate"])["deps"]
 
 
 def test_closure_follows_late_imports(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ CAVEAT = (
     " no target, and a difference is no judgement."
 )
 SPLIT = {
-    "held_out": "one network; measured are images whose group is for tuning or testing somewhere",
+    "held_out": "one network; measured are images whose group is for tuning or testing in a cohort of their modality",
     "cross_fit": "two halves trained for each other, since too few groups are left aside; a third network, on all, is"
     " for new files",
 }

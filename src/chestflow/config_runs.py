@@ -93,7 +93,8 @@ Ensemble = Annotated[
 
 class Engine(Section):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
-    amp: Literal["auto", "off", "bf16"] = "auto"  # auto: bfloat16 on GPUs, float32 on CPUs
+    #: auto: bfloat16 on GPUs, float32 on CPUs; native: on CPUs with units for bfloat16 too, for pictures
+    amp: Literal["auto", "off", "bf16", "native"] = "auto"
     threads: int = Field(2, ge=1)  # pinned: float sums, and so the weights, change with the number of CPU threads
     checkpoint_every: int | None = Field(None, ge=1)  # steps; null checkpoints at the end of each epoch
 

@@ -64,6 +64,7 @@ class InfectionSlices(Section):
     weighting: Literal["applied", "cancelled"] = "applied"  # paper 003; in the code the weights cancel
     threshold: Share = 0.5  # ours
     flips: bool = True  # ours
+    amp: Literal["off", "bf16", "native"] = "off"  # ours: native trains in bfloat16 where the CPU has units for it
     normal_as_empty: bool = False  # ours: images of label normal train with empty masks
     pseudo: PseudoLabels = PseudoLabels()
 

@@ -174,6 +174,21 @@ def test_bfloat16_is_for_gpus_unless_asked_for() -> None:
     assert [mixed(cpu, amp, volumes=False) for amp in ("auto", "bf16", "off")] == [False, True, False]
 
 
+@pytest.mark.parametrize("units", [True, False])
+def test_native_is_bfloat16_for_pictures_where_the_processor_has_units(
+    monkeypatch: pytest.MonkeyPatch, units: bool
+) -> None:
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: units)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    cpu, gpu, other = (torch.device(kind) for kind in ("cpu", "cuda", "mps"))
+    assert mixed(cpu, "native", volumes=False) is units
+    assert not mixed(cpu, "native", volumes=True)
+    assert mixed(gpu, "native", volumes=True)
+    assert not mixed(other, "native", volumes=False)
+    monkeypatch.delattr(torch.cpu, "_is_avx512_bf16_supported")  # a torch that does not tell
+    assert not mixed(cpu, "native", volumes=False)
+
+
 def test_mixed_precision_trains_where_it_is_asked_for(tmp_path: Path) -> None:
     result = fit(tmp_path, {"epochs": 3}, amp="bf16")
     assert result.amp

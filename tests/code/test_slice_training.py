@@ -78,6 +78,10 @@ def test_scales_clipping_and_weighting_come_from_the_settings(monkeypatch: pytes
     assert cancelled != plain
     assert other != free
     assert trained(monkeypatch, clip_value=None)[0] == plain, "the same settings give the same weights"
+    reduced, _, gradients = trained(monkeypatch, clip_value=None, amp="bf16")
+    assert reduced != plain
+    assert gradients == pytest.approx(free, rel=0.2)
+    assert trained(monkeypatch, clip_value=None, amp="bf16")[0] == reduced
 
 
 def test_kinds_of_lesion_train_the_second_head() -> None:

@@ -15,7 +15,7 @@ from tests.pipeline.graph import Graph, resolve
 POOLED = {"report"}
 SLICES = {"slice_resnet18", "slice_moco", "multi_knowledge"}
 VOLUMES = {"infection_ratio", "ds_uniform", "ds_balanced", "dual_sampling"}
-XRAYS = {"covidnet_r18_d", "covidnet_r18_a", "mag_sd_r18", "ac_covidnet", "resnet18", "darkcovidnet", "cxr_mean"}
+XRAYS = {"covidnet_r18_d", "covidnet_r18_a", "mag_sd_r18", "ac_covidnet", "resnet18", "cxr_mean"}
 MULTI_KNOWLEDGE = {"tune_tau@multi_knowledge-0", "train@multi_knowledge-0"}
 
 

@@ -184,7 +184,7 @@ class Loop:
             data.images,
             data.targets,
             course,
-            Schooling(batch, tuple(whole.scales), whole.weighting, whole.flips),
+            Schooling(batch, tuple(whole.scales), whole.weighting, whole.flips, whole.amp),
             seed=self.seed + step,
             threads=self.threads,
             kinds=data.kinds,

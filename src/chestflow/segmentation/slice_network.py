@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from chestflow.segmentation.training_loop import Course, State, fit, pinned_threads
+from chestflow.training.hardware import autocast, mixed
 
 if TYPE_CHECKING:
     from chestflow.losses.structure import Weighting
@@ -47,6 +48,7 @@ class Schooling:
     scales: tuple[float, ...] = (0.75, 1.0, 1.25)
     weighting: Weighting = "applied"
     flips: bool = True
+    amp: str = "off"  # as ``engine.amp``
 
 
 @dataclass
@@ -130,7 +132,7 @@ def train(
         images: (N, S, S) grey values, S = ``model.shape.size``.
         targets: (N, 1, S, S), 255 for certain infection.
         course: epochs and rate.
-        schooling: batches, scales, weighting and flips.
+        schooling: batches, scales, weighting, flips and precision.
         seed: of the order and the flips.
         threads: pinned.
         section: of params.yaml, for errors.
@@ -150,13 +152,20 @@ def train(
             if schooling.flips:
                 parts = flipped(parts, generator)
             for scale in schooling.scales:
-                yield loss(model, resized(parts, scaled(model.shape.size, scale)), schooling.weighting)
+                seen = resized(parts, scaled(model.shape.size, scale))
+                with autocast(cpu, reduced):
+                    value = loss(model, seen, schooling.weighting)
+                yield value
 
+    cpu = torch.device("cpu")
+    reduced = mixed(cpu, schooling.amp, volumes=False)
+    model.network.to(memory_format=torch.channels_last)
     with pinned_threads(threads):
         fit(
             model.network, losses, course, seed=seed, section=section,
             resume=resume, after_epoch=after_epoch, log=log,
         )  # fmt: skip
+    model.network.to(memory_format=torch.contiguous_format)
 
 
 @torch.no_grad()

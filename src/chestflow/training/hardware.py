@@ -34,8 +34,18 @@ def choose_device(wanted: str) -> torch.device:
     return torch.device(kind)
 
 
+def computes_in_bfloat16(device: torch.device) -> bool:
+    """Whether the device has units for bfloat16: CUDA GPUs, and CPUs with AVX512-BF16 or AMX. Others emulate it."""
+    if device.type == "cpu":  # torch tells of its CPU's units by these two names alone
+        asked = (getattr(torch.cpu, f"_is_{unit}_supported", None) for unit in ("avx512_bf16", "amx_tile"))
+        return any(supported is not None and supported() for supported in asked)
+    return device.type == "cuda"
+
+
 def mixed(device: torch.device, amp: str, *, volumes: bool) -> bool:
-    """Whether networks compute in bfloat16 where that is enough: as ``engine.amp`` asks, ``auto`` on CUDA GPUs alone.
+    """Whether networks compute in bfloat16 where that is enough, as ``engine.amp`` asks.
+
+    ``auto`` does on CUDA GPUs alone; ``native`` on CPUs with units for it too, for pictures.
 
     Raises:
         ConfigError: volumes in bfloat16 on a CPU, where weight gradients of 3D convolutions can be wrong.
@@ -45,6 +55,8 @@ def mixed(device: torch.device, amp: str, *, volumes: bool) -> bool:
             "engine.amp is bf16 on the CPU, where the gradients of networks for volumes can be wrong: set engine.amp to"
             " off or auto"
         )
+    if amp == "native":
+        return computes_in_bfloat16(device) and not (volumes and device.type == "cpu")
     return amp == "bf16" or (amp == "auto" and device.type == "cuda")
 
 

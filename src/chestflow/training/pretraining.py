@@ -143,7 +143,7 @@ def _fit(
 
     from chestflow.nn.backbones import load_weights
     from chestflow.training import distributed, history, moco
-    from chestflow.training.hardware import choose_device, make_reproducible, seed_of
+    from chestflow.training.hardware import choose_device, make_reproducible, mixed, seed_of
     from chestflow.training.loader import Reader
     from chestflow.training.phases import apply_freezing
     from chestflow.training.progress import Progress
@@ -154,7 +154,7 @@ def _fit(
     world = distributed.enter(device.type)
     if world.size > 1:
         raise ConfigError("a pretraining compares the pictures of a batch with each other: run it without torchrun")
-    amp = params.engine.amp == "bf16" or (params.engine.amp == "auto" and device.type == "cuda")
+    amp = mixed(device, params.engine.amp, volumes=False)
     seed = params.seed + section.seed
     torch.manual_seed(seed_of(seed, "initial weights"))
     network = moco.MoCo(section)

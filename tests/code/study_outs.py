@@ -57,7 +57,8 @@ def write(out: Path, *, patients: int = 60, folds: int = 2, signal: float = 1.5,
         "site": np.repeat(rng.choice(["A", "B"], patients), 2),
     }  # fmt: skip
     write_parquet(out / "manifest.parquet", conform(pd.DataFrame(frame)))
-    write_parquet(places.segmented(out, "ct_volume") / "ratio.parquet", pd.DataFrame({"image_id": ids, "ratio": ratio}))
+    known = pd.DataFrame({"image_id": ids, "ratio": ratio, "outlined": ~np.isnan(ratio)})
+    write_parquet(places.segmented(out, "ct_volume") / "ratio.parquet", known)
     part = np.repeat(rng.permutation(patients), 2)
     splits = []
     for fold in range(folds):
@@ -91,7 +92,7 @@ def write(out: Path, *, patients: int = 60, folds: int = 2, signal: float = 1.5,
     write_parquet(out / "splits.parquet", pd.concat(splits, ignore_index=True))
     masks = np.zeros((n, *SHAPE), np.uint8)
     masks[:, :, 2:14, 2:14] |= 1
-    masks[:, 2:4, 4:8, 4:8] |= 2
+    masks[:, 2:4, 4:8, 4:8] |= 6
     pack = out / "packs" / "small"
     pack.mkdir(parents=True)
     np.save(pack / "masks.npy", masks)

@@ -130,21 +130,22 @@ def test_predictive_values_and_net_benefit_by_hand() -> None:
 
 
 def test_localisation_by_hand() -> None:
-    mask = np.zeros((16, 16), np.uint8)
-    mask[:8, :8] = 3  # lung and infection
-    mask[8:, :8] = 1  # lung
+    lesion, lung = np.zeros((2, 16, 16), bool)
+    lesion[:8, :8] = lung[:, :8] = True
     heat = np.zeros((2, 2), np.float32)
     heat[0, 0] = 1
-    found = localise(heat, mask, threshold=0.5, has_lung=True)
+    found = localise(heat, lesion, lung, threshold=0.5)
     assert found["pointing"] == 1.0
     assert 0 < found["iou"] <= found["best_iou"] <= 1
     assert found["energy_lung"] > found["energy_lesion"] > 0.5
-    elsewhere = localise(heat[::-1, ::-1].copy(), mask, threshold=0.5, has_lung=True)
+    elsewhere = localise(heat[::-1, ::-1].copy(), lesion, lung, threshold=0.5)
     assert elsewhere["pointing"] == 0.0
     assert elsewhere["iou"] < 0.05
-    assert math.isnan(localise(heat, np.zeros((16, 16), np.uint8), threshold=0.5, has_lung=False)["iou"])
-    assert best_iou(mask == 3, (16, 16)) == pytest.approx(1.0, abs=0.05)
-    assert iou(mask == 3, mask == 3) == 1.0
+    unknown = localise(heat, np.zeros((16, 16), bool), None, threshold=0.5)
+    assert math.isnan(unknown["iou"])
+    assert math.isnan(unknown["energy_lung"])
+    assert best_iou(lesion, (16, 16)) == pytest.approx(1.0, abs=0.05)
+    assert iou(lesion, lesion) == 1.0
 
 
 @given(st.integers(0, 1000), st.floats(0.05, 20))
@@ -220,7 +221,7 @@ def test_against_a_box_the_map_is_boxed_too() -> None:
     heat[4:12, 4:12] = 1.0
     heat[6:10, 6:10] = 0.0
     heat[15, 15] = 1.0
-    box = np.zeros((16, 16), np.uint8)
-    box[4:12, 4:12] = 2
-    assert localise(heat, box, threshold=0.5, has_lung=False, boxed=True)["iou"] == 1.0
-    assert localise(heat, box, threshold=0.5, has_lung=False)["iou"] == pytest.approx(48 / 65)
+    box = np.zeros((16, 16), bool)
+    box[4:12, 4:12] = True
+    assert localise(heat, box, None, threshold=0.5, boxed=True)["iou"] == 1.0
+    assert localise(heat, box, None, threshold=0.5)["iou"] == pytest.approx(48 / 65)

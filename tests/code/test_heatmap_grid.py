@@ -42,12 +42,13 @@ def write(out: Path, settings: Params, without_maps: tuple[str, ...] = ()) -> No
     pack.mkdir(parents=True)
     np.save(pack / "data.npy", rng.integers(0, 90, (COUNT, SIDE, SIDE)).astype(np.uint8))
     masks = np.zeros((COUNT, SIDE, SIDE), np.uint8)
-    masks[TARGET == 1, 4:10, 4:10] = 2
+    masks[TARGET == 1, 4:10, 4:10] = 6
     np.save(pack / "masks.npy", masks)
     index = {"row": range(COUNT), "image_id": IDS, "has_lung": False, "has_infection": TARGET == 1}
     write_parquet(pack / "index.parquet", pd.DataFrame(index))
     write_json(pack / "recipe.json", {"modality": "cxr", "size": [SIDE, SIDE]})
-    write_parquet(places.segmented(out, "cxr") / "ratio.parquet", pd.DataFrame({"image_id": IDS, "ratio": np.nan}))
+    table = pd.DataFrame({"image_id": IDS, "ratio": np.nan, "outlined": TARGET == 1})
+    write_parquet(places.segmented(out, "cxr") / "ratio.parquet", table)
     for place, run in enumerate(settings.runs):
         order = rng.permutation(COUNT)
         ids = np.array(IDS)[order]

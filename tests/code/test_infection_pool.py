@@ -8,9 +8,10 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from chestflow.config_segmentation import InfectionSlices
+from chestflow.config import Infection, Segment
+from chestflow.config_segmentation import InfectionSlices, InfectionVolumes
 from chestflow.files import read_json
-from chestflow.segmentation import infection, places
+from chestflow.segmentation import infection, infection_fitting, places
 from tests.code.infection_cases import fit_slices, fit_tables, slice_rows, small_slices, stand_in, tables
 
 
@@ -51,6 +52,41 @@ def test_a_slice_is_barred_with_its_group(tmp_path: Path) -> None:
     splits = pd.concat([first, second.assign(fold=1)], ignore_index=True)
     fit_tables(manifest, splits, groups, settings(), tmp_path, folds=[0])
     assert sorted(record(tmp_path)["masks"]) == ["a-014"]
+
+
+def with_scans(rows: list[dict], roles: dict[str, str]) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Tables of slices and of as many volumes without files: ``v-003`` is of the patient of ``a-003``."""
+    scans = [
+        {**row, "image_id": row["image_id"].replace("a-", "v-"), "modality": "ct_volume", "path": "no.nii"}
+        for row in rows
+    ]
+    manifest, splits, groups = tables([*rows, *scans], roles)
+    groups["group_id"] = groups["group_id"].str.replace("g-v-", "g-a-")
+    return manifest, splits, groups
+
+
+def test_a_role_of_a_patients_volume_bars_no_slice(tmp_path: Path) -> None:
+    """A classifier of volumes never meets the masks of slices."""
+    roles = {"a-001": "test", "a-013": "test", "v-000": "test", "v-002": "external", "v-012": "tune", "v-014": "test"}
+    tables_of_both = with_scans(slice_rows(tmp_path, 12, unlabelled=6), roles)
+    said = fit_tables(*tables_of_both, settings(), tmp_path)
+    assert (said["trained_on"]["images"], said["images"]) == (11, 1)
+    assert sorted(record(tmp_path)["masks"]) == ["a-012", "a-014", "a-015", "a-016", "a-017"]
+
+
+def test_a_role_of_a_patients_slice_bars_no_volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest, splits, groups = with_scans(slice_rows(tmp_path, 12), {"a-001": "test", "v-000": "test", "v-002": "tune"})
+    given: list[set[str]] = []
+
+    def stop(table: pd.DataFrame, judged: set[str], *_: object, **__: object) -> None:
+        given.append(judged)
+        raise InterruptedError
+
+    monkeypatch.setattr(infection_fitting, "divide", stop)
+    own = Infection(ct_volume=InfectionVolumes(sets=["a"]))
+    with pytest.raises(InterruptedError):  # before a volume is read
+        infection_fitting.fit_infection("ct_volume", manifest, splits, groups, own, Segment(), tmp_path, seed=1)
+    assert given == [{"g-a-000", "g-a-002"}]
 
 
 def test_where_cross_validation_tests_every_slice_there_are_no_rounds(tmp_path: Path) -> None:

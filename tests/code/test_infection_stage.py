@@ -1,21 +1,33 @@
 """Stage infection, and what segment makes of it: who trains, masks of the network, evidence, the same bytes twice."""
 
+import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from chestflow.config import Infection, Segment
 from chestflow.config_segmentation import InfectionSlices, InfectionVolumes, PseudoLabels
+from chestflow.data import pack_building
+from chestflow.data.packing import Item
+from chestflow.data.packs import Pack
+from chestflow.data.recipes import nearest
 from chestflow.errors import DataError, TrainingError
+from chestflow.evaluation.shortcut_views import read_views
+from chestflow.evaluation.truth import NONE, OUTLINE, Truth
 from chestflow.files import read_json
 from chestflow.segmentation import infection, masks, places, pseudo_label, slice_network
 from chestflow.segmentation.infection_fitting import fit_infection
 from chestflow.segmentation.run import segment
-from tests.code.infection_cases import SIDE, ct_slice, ct_volume, slice_rows, stand_in, tables, volume_rows
+from chestflow.training.loader import Reader
+from tests.code.infection_cases import SIDE, ct_slice, ct_volume, slice_rows, stand_in, tables, volume_rows, write_png
 from tests.code.test_lungs import SPACING
+
+#: The network masks all slices, those with source masks too.
+ALIKE = Segment(infection_by_network=["ct_slice"])
 
 
 def slices(**more: object) -> InfectionSlices:
@@ -93,8 +105,94 @@ def test_segment_takes_source_masks_first_and_the_network_second(trained: tuple[
 
 def test_the_network_may_mask_all_images_alike(trained: tuple[list[dict], Path, dict]) -> None:
     rows, root, _ = trained
-    found = ratios(rows, root, Segment(infection_by_network=["ct_slice"]))
+    found = ratios(rows, root, ALIKE)
     assert set(found["infection_from"]) == {"network"}
+
+
+@pytest.fixture
+def alike(trained: tuple[list[dict], Path, dict], tmp_path: Path) -> tuple[list[dict], Path, dict[str, np.ndarray]]:
+    """The network masks all slices: one outlined outside the lungs, an outlined one, one whose outline is empty, a
+    healthy and an infected one without outlines. Their rows, the outs, and the outlines."""
+    rows, root, _ = trained
+    outlines = {"a-000": np.zeros((SIDE, SIDE), bool), "a-001": ct_slice(1)[1], "a-002": np.zeros((SIDE, SIDE), bool)}
+    outlines["a-000"][:12, :12] = True
+    chosen = [dict(rows[number]) for number in (0, 1, 2, 18, 28)]
+    for row, (name, outline) in zip(chosen, outlines.items(), strict=False):
+        row["infection_mask"] = [write_png(tmp_path / f"{name}-outline.png", outline)]
+    return chosen, root, outlines
+
+
+def test_what_the_source_outlines_is_kept_beside_the_networks_mask(
+    alike: tuple[list[dict], Path, dict[str, np.ndarray]],
+) -> None:
+    rows, root, outlines = alike
+    found = ratios(rows, root, ALIKE)
+    assert found["outlined"].tolist() == [True, True, True, False, False]
+    bare = ratios([{**row, "infection_mask": None} for row in rows], root, ALIKE)
+    pd.testing.assert_frame_equal(found.drop(columns="outlined"), bare.drop(columns="outlined"))
+    assert not bare["outlined"].any()
+    ratios(rows, root, ALIKE)
+    network = infection.load(places.infection(root, "ct_slice"))
+    for row in rows:
+        name = row["image_id"]
+        path = masks.find(places.masks(root, "ct_slice"), name)
+        assert path is not None
+        bits, (grey, _, lungs) = masks.read(path), ct_slice(int(name[-3:]), healthy=name == "a-018")
+        marked = network.for_image(name).predict_slice(grey)
+        assert np.array_equal((bits & masks.INFECTION) > 0, marked)
+        assert np.array_equal((bits & masks.LUNG) > 0, lungs)
+        assert np.array_equal((bits & masks.OUTLINED) > 0, outlines.get(name, np.zeros((SIDE, SIDE), bool)))
+    assert not np.array_equal(network.for_image("a-001").predict_slice(ct_slice(1)[0]), outlines["a-001"])
+
+
+def test_outlines_reach_the_truth_and_nothing_that_a_network_reads(
+    alike: tuple[list[dict], Path, dict[str, np.ndarray]], tmp_path: Path
+) -> None:
+    rows, root, outlines = alike
+    ratios(rows, root, ALIKE)
+    manifest, ids = tables(rows, {})[0], [row["image_id"] for row in rows]
+    with_outlines = places.masks(root, "ct_slice")
+    bare = places.masks(tmp_path, "ct_slice")
+    for name in ids:
+        masks.write(bare, name, masks.read(masks.find(with_outlines, name)) & 3)  # type: ignore[arg-type]
+    shutil.copy(with_outlines.parent / "ratio.parquet", bare.parent)
+    recipe = {"modality": "ct_slice", "size": [24, 40], "clahe": None, "keep_aspect": True, "keep": "lungs"}
+    packs, batches, views = [], [], []
+    for name, folder in (("kept", with_outlines), ("plain", bare)):
+        pack_building.build(manifest, recipe, folder, tmp_path / name, workers=1)
+        packs.append(Pack.open(tmp_path / name))
+        table = pd.DataFrame({"row": range(len(ids)), "target": 0, "ratio": 0.1})
+        reader = Reader(packs[-1], table, torch.device("cpu"))
+        batches.append(vars(reader.finish(reader.read(range(len(ids))))))
+        items = [Item(0, row["image_id"], row["path"], masks.find(folder, row["image_id"])) for row in rows]
+        views.append([read_views(item, recipe) for item in items])
+    kept, plain = packs
+    assert not np.array_equal(kept.masks, plain.masks)
+    assert np.array_equal(kept.masks & 3, plain.masks)
+    assert np.array_equal(kept.data, plain.data)
+    pd.testing.assert_frame_equal(kept.index, plain.index)
+    for name in ("image", "lung", "infection", "has_infection", "ratio"):
+        assert torch.equal(batches[0][name], batches[1][name]), name
+    for one, other in zip(*views, strict=True):
+        for view in one:
+            np.testing.assert_array_equal(one[view], other[view])
+    truth = Truth(kept, root)
+    for row, name in enumerate(ids):
+        lesion = truth.lesion(name, kept.masks[row])
+        if name not in outlines:
+            assert lesion is None
+            continue
+        expected = np.zeros((24, 40), bool)
+        expected[:, 8:32] = nearest(outlines[name], (24, 24))  # the square slice in the middle of the wide recipe
+        assert np.array_equal(lesion, expected)  # type: ignore[arg-type]
+    assert [truth.kind(name) for name in ids] == [OUTLINE] * 3 + [NONE] * 2
+
+
+def test_a_damaged_outline_names_its_image(alike: tuple[list[dict], Path, dict[str, np.ndarray]]) -> None:
+    rows, root, _ = alike
+    cv2.imwrite(rows[1]["infection_mask"][0], np.zeros((9, 9), np.uint8))
+    with pytest.raises(DataError, match="image a-001 cannot be segmented"):
+        ratios(rows, root, ALIKE)
 
 
 def test_without_sets_there_is_no_segmenter(tmp_path: Path) -> None:

@@ -157,7 +157,7 @@ def test_a_damaged_pack_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("shape", [(7, 5), (3, 4, 5)])
 def test_mask_files_come_back_as_written_and_hold_no_time(tmp_path: Path, shape: tuple[int, ...]) -> None:
-    bits = np.random.default_rng(0).integers(0, 4, shape).astype(np.uint8)
+    bits = np.random.default_rng(0).integers(0, 8, shape).astype(np.uint8)
     first = mask_files.write(tmp_path / "a", "x-1", bits, (2.0, 1.0, 0.5))
     second = mask_files.write(tmp_path / "b", "x-1", bits, (2.0, 1.0, 0.5))
     assert np.array_equal(mask_files.read(first), bits)

@@ -120,12 +120,12 @@ def test_spacing_of_the_result_is_the_targets_over_the_factor() -> None:
 )
 def test_any_volume_fits_and_masks_keep_their_bits(shape: tuple, spacing: tuple, seed: int) -> None:
     random = np.random.default_rng(seed)
-    masks = random.choice(np.array([0, 1, 3], dtype=np.uint8), shape)
+    masks = random.choice(np.array([0, 1, 3, 4, 7], dtype=np.uint8), shape)
     scan = Scan(random.integers(-1000, 400, shape).astype(np.int16), spacing)
     packed, packed_masks, geometry = recipes.apply(scan, masks, volume_recipe([12, 24, 24]))
     assert packed_masks is not None
     assert packed.shape == packed_masks.shape == (12, 24, 24)
-    assert set(np.unique(packed_masks)) <= {0, 1, 3}
+    assert set(np.unique(packed_masks)) <= {0, 1, 3, 4, 7}
     inside = packed[packed != recipes.PAD_HU]
     assert scan.hu.min() <= inside.min()
     assert inside.max() <= scan.hu.max()

@@ -75,6 +75,8 @@ def test_volume_ratio_is_taken_on_the_original_grid(
     bits = masks.read(path)
     assert bits.shape == lungs.shape
     assert np.array_equal(bits & masks.INFECTION > 0, infection)
+    assert found["outlined"]
+    assert np.array_equal(bits & masks.OUTLINED > 0, infection)
     both = ((bits & masks.LUNG) > 0) & lungs
     assert 2 * both.sum() / (((bits & masks.LUNG) > 0).sum() + lungs.sum()) >= 0.95
 
@@ -108,6 +110,7 @@ def test_unknown_stays_unknown(tmp_path: Path, scan: tuple[dict, np.ndarray, np.
     found = pd.concat([found, run(rows[::-1], tmp_path)])
     assert found["has_infection"].tolist() == [False] * 3
     assert found["infection_from"].tolist() == ["none"] * 3
+    assert found["outlined"].tolist() == [False] * 3
     assert found["lung_from"].to_dict() == {"a-blank": "none", "a-known": "threshold", "a-xray": "none"}
     assert found["ratio"].isna().all()
     assert found.loc["a-blank", ["lung_ml", "infection_ml"]].isna().all()
@@ -149,8 +152,10 @@ def test_xrays_take_source_masks_first_and_the_network_second(tmp_path: Path) ->
         image, lungs = xray(number, (80, 72))
         path = masks.find(places.masks(tmp_path, "cxr"), f"a-{number:03d}")
         assert path is not None
-        lung = masks.read(path) & masks.LUNG > 0
-        assert cxr_lungs.dice(lung, lungs) > 0.8
+        bits = masks.read(path)
+        assert cxr_lungs.dice(bits & masks.LUNG > 0, lungs) > 0.8
+        lungs[:50] = False
+        assert np.array_equal(bits & masks.OUTLINED > 0, lungs)
         assert 0 < found.loc[f"a-{number:03d}", "ratio"] < 1
     evidence = read_json(tmp_path / "segment" / "cxr" / "cxr_lungs.json")
     assert evidence["mode"] == "held_out"

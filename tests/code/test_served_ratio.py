@@ -208,6 +208,29 @@ def test_the_stage_keeps_the_sources_masks_and_adds_an_unseeing_networks_ratio(t
     assert not (bits & mask_files.INFECTION).any()
 
 
+def test_of_volumes_too_an_outline_is_kept_beside_the_networks_mask_and_is_no_lung(tmp_path: Path) -> None:
+    rows = infection_cases.volume_rows(tmp_path, 3)
+    hu, infection, _ = infection_cases.ct_volume(0)
+    infection[:4, :4, :4] = True  # outside the body
+    rows[0]["infection_mask"] = [infection_cases.write_nifti(tmp_path / "more.nii", infection.astype(np.uint8))]
+    rows[1]["infection_mask"] = [infection_cases.write_nifti(tmp_path / "none.nii", np.zeros(hu.shape, np.uint8))]
+    rows[2] |= {"infection_mask": None}
+    manifest, splits, groups = infection_cases.tables(rows, {})
+    segmenter = InfectionSegmenter({"ct_volume": Network("final", [])})  # type: ignore[dict-item]
+    settings = Segment(infection_by_network=["ct_volume"])
+    segment("ct_volume", manifest, splits, groups, settings, tmp_path, seed=1, workers=1, infection=segmenter)
+    table = places.ratios(tmp_path, "ct_volume").set_index("image_id")
+    assert set(table["infection_from"]) == {"network"}
+    assert table["outlined"].to_dict() == {"v-000": True, "v-001": True, "v-002": False}
+    folder = places.masks(tmp_path, "ct_volume")
+    first, second, third = (mask_files.read(mask_files.find(folder, name)) for name in table.index)  # type: ignore[arg-type]
+    assert np.array_equal((first & mask_files.OUTLINED) > 0, infection)
+    assert not (second & mask_files.OUTLINED).any()
+    assert not (third & mask_files.OUTLINED).any()
+    assert not (first & (mask_files.LUNG | mask_files.INFECTION))[:4, :4, :4].any()
+    assert all((bits & mask_files.INFECTION).any() for bits in (first, second, third))
+
+
 def test_the_served_ratio_takes_no_lungs_of_the_source() -> None:
     hu, infection, lungs = infection_cases.ct_volume(3)
     item, segmenter = Item("a", "ct_volume", "a", ("lungs",), ("mask",)), Dense()

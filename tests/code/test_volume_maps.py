@@ -50,12 +50,13 @@ def write(out: Path, p: np.ndarray, without: tuple[str, ...] = ("ratio",), origi
     pack.mkdir(parents=True)
     np.save(pack / "data.npy", np.random.default_rng(0).integers(-900, 100, (COUNT, *SHAPE)).astype(np.int16))
     masks = np.zeros((COUNT, *SHAPE), np.uint8)
-    masks[~np.isnan(RATIO), 4, 4:12, 4:12] = 2
+    masks[~np.isnan(RATIO), 4, 4:12, 4:12] = 6 if origin == "source" else 2
     np.save(pack / "masks.npy", masks)
     index = {"row": range(COUNT), "image_id": IDS, "has_lung": False, "has_infection": ~np.isnan(RATIO)}
     write_parquet(pack / "index.parquet", pd.DataFrame(index))
     write_json(pack / "recipe.json", RECIPE)
     table = pd.DataFrame({"image_id": IDS, "ratio": RATIO, "infection_from": origin})
+    table["outlined"] = (origin == "source") & ~np.isnan(RATIO)
     write_parquet(places.segmented(out, "ct_volume") / "ratio.parquet", table)
     cases = pd.DataFrame({"fold": 0, "image_id": IDS, "target": TARGET, "ratio": RATIO})
     for run in params().runs:

@@ -189,6 +189,7 @@ def test_a_box_is_in_the_mask_and_in_no_figure(segmented: tuple[Path, pd.DataFra
     out, _ = segmented
     ratio = places.ratios(out, "cxr").set_index("image_id")
     assert ratio["infection_from"].to_dict() == {"s-both": "source", "s-box": "boxes", "s-no": "none"}
+    assert ratio["outlined"].to_dict() == {"s-both": True, "s-box": False, "s-no": False}
     assert ratio["has_infection"].to_dict() == {"s-both": True, "s-box": False, "s-no": False}
     assert ratio["ratio"].notna().to_dict() == {"s-both": True, "s-box": False, "s-no": False}
     path = masks.find(places.masks(out, "cxr"), "s-box")
@@ -197,6 +198,7 @@ def test_a_box_is_in_the_mask_and_in_no_figure(segmented: tuple[Path, pd.DataFra
     assert bits.shape == (40, 48)  # the original grid
     rows, columns = np.nonzero(bits & masks.INFECTION)
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (30, 37, 20, 29)
+    assert not (bits & masks.OUTLINED).any()
     # The box sticks out of the lungs below, and the lungs stay as they were drawn.
     assert ((bits & masks.LUNG) > 0).sum() == 30 * 36
     both = masks.find(places.masks(out, "cxr"), "s-both")

@@ -19,7 +19,7 @@ class Pack:
 
     Attributes:
         data: memory map, (N, H, W) uint8 or (N, D, H, W) int16 HU.
-        masks: memory map of the same shape, uint8 bits: 1 lung, 2 infection.
+        masks: memory map of the same shape, uint8 bits: 1 lung, 2 infection, 4 what the source outlines.
         index: one row per image in order: row, image_id, has_lung, has_infection, and the geometry.
         recipe: the recipe's plain values.
     """

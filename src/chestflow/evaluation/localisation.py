@@ -21,7 +21,7 @@ from chestflow.evaluation.truth import BOXES, NONE, OUTLINE, Truth
 from chestflow.files import ATTENTION_FILES, read_parquet
 from chestflow.imaging.regions import bounding_box, largest_components, slices
 
-LUNG_BIT, INFECTION_BIT = 1, 2
+LUNG_BIT = 1
 #: Levels at which a linearly interpolated map is cut when its best IoU is sought.
 LEVELS = np.linspace(0.02, 0.98, 49)
 
@@ -104,29 +104,33 @@ def framed(marked: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def localise(
-    heat: NDArray, bits: NDArray[np.uint8], *, threshold: float, has_lung: bool, boxed: bool = False
+    heat: NDArray,
+    lesion: NDArray[np.bool_],
+    lung: NDArray[np.bool_] | None,
+    *,
+    threshold: float,
+    boxed: bool = False,
 ) -> dict[str, Any]:
     """How one map lies on one image's lesions and lungs.
 
     Args:
         heat: (h, w) or (d, h, w), non-negative.
-        bits: masks on the picture's grid, (H, W) or (D, H, W): 1 lung, 2 infection.
+        lesion: (H, W) or (D, H, W), the picture's grid; empty where no truth is known.
+        lung: on the same grid; None where it is unknown.
         threshold: of the map, upsampled and scaled to [0, 1] (paper 004: beta = 0.4).
-        has_lung: whether the lung mask is known.
-        boxed: whether the infection bit fills boxes; then the map's marked parts are boxed too, and compared so.
+        boxed: whether ``lesion`` fills boxes; then the map's marked parts are boxed too, and compared so.
 
     Returns:
         ``iou`` and ``best_iou`` (NaN without a lesion); ``pointing``, whether the map's highest pixel lies in a lesion
         (1 or 0); ``energy_lesion`` and ``energy_lung``, shares of the map's sum (NaN for a map of zeros);
         ``lesion_share``, lesion pixels of all: what a uniform map would score in energy.
     """
-    lesion = (bits & INFECTION_BIT) > 0
-    full = rescale(upsample(heat, bits.shape))
+    full = rescale(upsample(heat, lesion.shape))
     total = float(full.sum())
     found: dict[str, Any] = dict.fromkeys(("iou", "best_iou", "pointing", "energy_lesion", "energy_lung"), float("nan"))
     found["lesion_share"] = float(lesion.mean())
-    if has_lung and total > 0:
-        found["energy_lung"] = float(full[(bits & LUNG_BIT) > 0].sum()) / total
+    if lung is not None and total > 0:
+        found["energy_lung"] = float(full[lung].sum()) / total
     if lesion.any():
         # A map of zeros marks nothing, hits nothing: that is a miss and not an undefined value.
         marked = (full >= threshold) & (full > 0)
@@ -177,17 +181,18 @@ def localise_cases(
         if len(heats) != len(place):
             raise DataError(f"attention maps of {run}, fold {fold}, do not fit its predictions: train it again")
         for image in part["image_id"]:
-            # where a network says the infection lies is no truth to measure another network by
             about, truth = known.loc[image], source.kind(image)
             if not about["has_lung"] and truth == NONE:
                 continue
             bits = np.asarray(pack.masks[int(about["row"])])
-            if truth == NONE:
-                bits = bits & LUNG_BIT
+            lesion = source.lesion(image, bits)
+            if lesion is None:
+                lesion = np.zeros(bits.shape, dtype=bool)
+            lung = (bits & LUNG_BIT) > 0 if about["has_lung"] else None
             heat = np.asarray(heats[place[image]], np.float32)
             boxed = truth == BOXES
             cut = settings.box_threshold if boxed else settings.attention_threshold
-            found = localise(heat, bits, threshold=cut, has_lung=bool(about["has_lung"]), boxed=boxed)
+            found = localise(heat, lesion, lung, threshold=cut, boxed=boxed)
             rows.append({"fold": fold, "image_id": image, "truth": truth, **found})
     return pd.DataFrame(rows)
 

@@ -1,6 +1,8 @@
-"""Mask files: one per image on its original grid, bit 1 lung, bit 2 infection; the same mask gives the same bytes.
+"""Mask files: one per image on its original grid, a bit each for lung, infection and what the source outlines.
 
-Where a source draws boxes instead of outlines, the infection bit fills them, and ratio.parquet says so.
+Classifiers read the first two. The third is for judging where they looked, whoever made the infection bit; where it is
+known (``outlined`` of ratio.parquet) it may be empty. Where a source draws boxes instead of outlines, the infection bit
+fills them, and ratio.parquet says so. The same masks give the same bytes.
 """
 
 from __future__ import annotations
@@ -20,13 +22,18 @@ from chestflow.files import atomic_path
 
 LUNG = np.uint8(1)
 INFECTION = np.uint8(2)
+#: The infection as the image's source outlines it, no network's and no boxes: a truth, and never an input.
+OUTLINED = np.uint8(4)
 #: ``infection_from`` of a mask whose infection bit fills the source's boxes.
 BOXES = "boxes"
 
 
-def compose(lung: NDArray[np.bool_] | None, infection: NDArray[np.bool_] | None) -> NDArray[np.uint8] | None:
-    """Bits of the two masks, (H, W) or (D, H, W); None where both are unknown."""
-    known = [(mask, bit) for mask, bit in ((lung, LUNG), (infection, INFECTION)) if mask is not None]
+def compose(
+    lung: NDArray[np.bool_] | None, infection: NDArray[np.bool_] | None, outlined: NDArray[np.bool_] | None = None
+) -> NDArray[np.uint8] | None:
+    """Bits of the masks, (H, W) or (D, H, W); None where all are unknown."""
+    masks = ((lung, LUNG), (infection, INFECTION), (outlined, OUTLINED))
+    known = [(mask, bit) for mask, bit in masks if mask is not None]
     if not known:
         return None
     bits = np.zeros(known[0][0].shape, dtype=np.uint8)
@@ -64,7 +71,7 @@ def write(folder: Path, image_id: str, bits: NDArray[np.uint8], spacing_mm: tupl
     Args:
         folder: where masks lie.
         image_id: names the file.
-        bits: values 0 to 3, in the readers' orientation.
+        bits: values 0 to 7, in the readers' orientation.
         spacing_mm: (z, y, x) of a volume. Its origin is left at zero: the pair of image and mask is by image_id.
     """
     path = folder / f"{image_id}{'.png' if bits.ndim == 2 else '.nii.gz'}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -66,8 +66,22 @@ def from_source(item: Item, shape: tuple[int, ...]) -> Mask | None:
     return read_mask(item.infection_mask, shape) if item.infection_mask else None
 
 
-def infection_of(item: Item, shape: tuple[int, ...], network: Mask | None = None) -> tuple[Mask | None, str]:
-    """Where the infection lies, and who says so: ``network``, ``source``, ``boxes`` or nobody (``none``).
+class Lesions(NamedTuple):
+    """Where the infection of an image lies, each mask (H, W) or (D, H, W).
+
+    Attributes:
+        mask: what counts; None where it is unknown.
+        origin: who says so: ``network``, ``source``, ``boxes`` or nobody (``none``).
+        outlined: the source's outlines, whoever made ``mask``; None where it gives none.
+    """
+
+    mask: Mask | None
+    origin: str
+    outlined: Mask | None
+
+
+def infection_of(item: Item, shape: tuple[int, ...], network: Mask | None = None) -> Lesions:
+    """Where the infection lies, and who says so.
 
     A box holds the infection and more. It shows whether attention points the right way, and stands for no outline: the
     caller takes no ratio from it and does not count it as an infection mask.
@@ -77,14 +91,14 @@ def infection_of(item: Item, shape: tuple[int, ...], network: Mask | None = None
         shape: its own.
         network: what a trained segmenter found; given, it counts.
     """
+    outlined = from_source(item, shape)
     if network is not None:
-        return network, "network"
-    mask = from_source(item, shape)
-    if mask is not None:
-        return mask, "source"
+        return Lesions(network, "network", outlined)
+    if outlined is not None:
+        return Lesions(outlined, "source", outlined)
     if item.boxes and len(shape) == 2:
-        return from_boxes(item.boxes, (shape[0], shape[1])), BOXES
-    return None, "none"
+        return Lesions(from_boxes(item.boxes, (shape[0], shape[1])), BOXES, None)
+    return Lesions(None, "none", None)
 
 
 def lungs_of_volume(
@@ -100,7 +114,7 @@ def lungs_of_volume(
     return segment_ct(hu, spacing, *rules), "threshold"
 
 
-def read_small(item: Item, size: int) -> tuple[NDArray[np.uint8], tuple[int, int], tuple[Mask | None, str]]:
+def read_small(item: Item, size: int) -> tuple[NDArray[np.uint8], tuple[int, int], Lesions]:
     """An X-ray on the network's square, its own shape, and :func:`infection_of` it; runs in a worker."""
     from chestflow.imaging.read import read_radiograph
 

@@ -3,7 +3,7 @@
 Lungs: the source's masks where it gives them (on CT only if asked for), else a threshold on CT volumes and a small
 U-Net on X-rays (:mod:`.planning` says on which images it may train). Infection: the source's masks, else the trained
 segmenter's where there is one for the modality, else the source's boxes: those go into the mask file for localisation,
-and into nothing else.
+and into nothing else. So does what the source outlines, where the segmenter masks all images alike.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from chestflow.files import write_json, write_parquet
 from chestflow.parallel import ordered_map
 from chestflow.segmentation import found_ratio, places
 from chestflow.segmentation import masks as mask_files
-from chestflow.segmentation.reading import Item, Mask, infection_of, items_of, lungs_of_volume, read_small
+from chestflow.segmentation.reading import Item, Lesions, Mask, infection_of, items_of, lungs_of_volume, read_small
 
 if TYPE_CHECKING:
     from chestflow.config import Segment
@@ -38,6 +38,7 @@ RATIO_COLUMNS = {
     "has_infection": "bool",
     "lung_from": "str",
     "infection_from": "str",
+    "outlined": "bool",
     found_ratio.COLUMN: "float64",
 }
 
@@ -99,8 +100,9 @@ def segment(
             from chestflow.segmentation.infecting import infections
 
             for item, seen, found in infections(asked + both, infection, settings, threads=threads, workers=workers):
-                marked = infection_of(item, seen.shape, found if item in asked else None)
-                row = _finish(item.image_id, seen.lung, seen.lung_from, marked, seen.spacing, folder / "masks")
+                with naming_image(item.image_id, "segmented"):
+                    lesions = infection_of(item, seen.shape, found if item in asked else None)
+                row = _finish(item.image_id, seen.lung, seen.lung_from, lesions, seen.spacing, folder / "masks")
                 rows.append(row | found_ratio.ratio_of(item, seen, found, infection, settings))
         table = pd.DataFrame(rows, columns=list(RATIO_COLUMNS)).astype(RATIO_COLUMNS)
         write_parquet(folder / "ratio.parquet", table.sort_values("image_id", ignore_index=True))
@@ -133,8 +135,8 @@ def _segment_one(item: Item, settings: Segment, folder: Path) -> dict[str, Any]:
             shape = read_radiograph(Path(item.path)).pixels.shape
             if item.lung_mask:
                 lung, lung_from = read_mask(item.lung_mask, shape), "source"
-        infection = infection_of(item, shape)
-    return _finish(item.image_id, lung, lung_from, infection, spacing, folder)
+        lesions = infection_of(item, shape)
+    return _finish(item.image_id, lung, lung_from, lesions, spacing, folder)
 
 
 def _segment_by_network(
@@ -144,27 +146,26 @@ def _segment_by_network(
     from chestflow.segmentation.cxr_lungs import outline, probabilities
 
     read = ordered_map(partial(read_small, size=fitted.final.size), items, workers)
-    for item, (square, shape, infection) in zip(items, read, strict=True):
+    for item, (square, shape, lesions) in zip(items, read, strict=True):
         lung = outline(probabilities(fitted.for_image(item.image_id), square[None])[0], shape)
-        yield _finish(item.image_id, lung, "unet", infection, None, folder)
+        yield _finish(item.image_id, lung, "unet", lesions, None, folder)
 
 
 def _finish(
     image_id: str,
     lung: Mask | None,
     lung_from: str,
-    infection_and_origin: tuple[Mask | None, str],
+    lesions: Lesions,
     spacing: tuple[float, float, float] | None,
     folder: Path,
 ) -> dict[str, Any]:
-    """Write the mask file and measure it; what only boxes show is written and not measured."""
-    marked, infection_from = infection_and_origin
-    infection = None if infection_from == mask_files.BOXES else marked
+    """Write the mask file and measure it; boxes, and outlines that do not count, are written and not measured."""
+    infection = None if lesions.origin == mask_files.BOXES else lesions.mask
     if lung is not None and not lung.any():
         lung, lung_from = None, "none"
     if lung is not None and infection is not None and lung_from != "source":
         lung = lung | infection  # an infection lies in the lungs; a dense one looks like chest wall to the segmenters
-    bits = mask_files.compose(lung, marked)
+    bits = mask_files.compose(lung, lesions.mask, lesions.outlined)
     if bits is not None:
         mask_files.write(folder, image_id, bits, spacing)
     inside = int(lung.sum()) if lung is not None else 0
@@ -178,5 +179,6 @@ def _finish(
         "has_lung": lung is not None,
         "has_infection": infection is not None,
         "lung_from": lung_from,
-        "infection_from": infection_from,
+        "infection_from": lesions.origin,
+        "outlined": lesions.outlined is not None,
     }

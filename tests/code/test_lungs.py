@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from chestflow.data.phantom import anatomy, modalities
-from chestflow.data.phantom.cohort import draw
+from chestflow.data.phantom.cohort import Patient, draw
 from chestflow.data.phantom.grid import Grid
 from chestflow.segmentation.lungs import segment_ct
 
@@ -39,12 +39,19 @@ def test_finds_both_lungs_in_a_cropped_scan_and_not_the_air_around() -> None:
     assert found[-1].any()
 
 
-def test_dice_on_phantoms_with_every_disease() -> None:
+@pytest.fixture(scope="module")
+def drawn() -> dict[str, tuple[Patient, modalities.Ct]]:
+    """Patients with every disease and without, and their scans."""
     found = {}
     for patient in draw(16, seed=5):
         study = patient.studies[0]
-        scan = modalities.ct(patient, study, anatomy.build(patient, study, Grid((96, 96, 96), patient.site.extent_mm)))
-        found[patient.name] = dice(segment_ct(scan.hu, scan.spacing_mm), scan.lung)
+        thorax_of = anatomy.build(patient, study, Grid((96, 96, 96), patient.site.extent_mm))
+        found[patient.name] = (patient, modalities.ct(patient, study, thorax_of))
+    return found
+
+
+def test_dice_on_phantoms_with_every_disease(drawn: dict[str, tuple[Patient, modalities.Ct]]) -> None:
+    found = {name: dice(segment_ct(scan.hu, scan.spacing_mm), scan.lung) for name, (_, scan) in drawn.items()}
     assert np.mean(list(found.values())) >= 0.95
     assert min(found.values()) >= 0.90, found
 
@@ -68,44 +75,63 @@ def test_a_notch_at_the_wall_needs_the_closing() -> None:
     assert segment_ct(hu, SPACING, closing_mm=12.0)[notch].mean() > 0.6
 
 
-def at_the_border(count: int) -> dict[str, tuple[float, float]]:
-    """Phantoms whose subpleural infection takes up to a quarter of the lungs: Dice without and with the convex wall."""
-    found = {}
-    patients = [patient for patient in draw(2 * count, seed=5) if patient.label == "covid19"][:count]
-    for patient in patients:
-        thorax_of = anatomy.build(patient, patient.studies[0], Grid((96, 96, 96), patient.site.extent_mm))
-        for ratio in (0.06, 0.25):
-            scan = modalities.ct(patient, replace(patient.studies[0], ct_ratio=ratio), thorax_of)
-            without, with_wall = (
-                dice(segment_ct(scan.hu, scan.spacing_mm, convex_wall=wall), scan.lung) for wall in (False, True)
-            )
-            found[f"{patient.name} {ratio}"] = (without, with_wall)
+#: Infected shares of the lungs: up to the first every patient keeps the outline of its lungs, at the second most do.
+KEPT, QUARTER = 0.18, 0.25
+
+
+@pytest.fixture(scope="module")
+def at_the_border() -> dict[float, dict[str, tuple[float, float]]]:
+    """The first twelve of a seed with subpleural infection: Dice by share and name, without and with the convex wall.
+
+    Of 84 such patients of three seeds all reach 0.97 with it at KEPT and 65 at QUARTER. The one worst there, 0.951, is
+    among these twelve.
+    """
+    found: dict[float, dict[str, tuple[float, float]]] = {KEPT: {}, QUARTER: {}}
+    for patient in draw(30, seed=1):
+        if patient.label == "covid19":
+            thorax_of = anatomy.build(patient, patient.studies[0], Grid((96, 96, 96), patient.site.extent_mm))
+            for ratio, of in found.items():
+                scan = modalities.ct(patient, replace(patient.studies[0], ct_ratio=ratio), thorax_of)
+                without, with_wall = (
+                    dice(segment_ct(scan.hu, scan.spacing_mm, convex_wall=wall), scan.lung) for wall in (False, True)
+                )
+                of[patient.name] = (without, with_wall)
+    assert {len(of) for of in found.values()} == {12}
     return found
 
 
-def test_lesions_at_the_border_do_not_cost_the_lungs_their_outline() -> None:
-    found = at_the_border(5)
+def test_lesions_at_the_border_of_up_to_a_sixth_of_the_lungs_cost_no_patient_its_outline(
+    at_the_border: dict[float, dict[str, tuple[float, float]]],
+) -> None:
+    found = at_the_border[KEPT]
     assert min(after for _, after in found.values()) >= 0.97, found
     assert min(before for before, _ in found.values()) < 0.97, "the phantoms ask nothing of the convex wall"
-    assert max(before - after for before, after in found.values()) < 0.005, found
+    assert max(before - after for before, after in found.values()) < 0.01, found
 
 
-def test_the_worst_phantom_known_loses_little_more() -> None:
-    # of 52 patients with a quarter of the lungs infected, the one whose lungs are found worst
-    patient = next(patient for patient in draw(120, seed=1) if patient.name == "PH0026")
-    thorax_of = anatomy.build(patient, patient.studies[0], Grid((96, 96, 96), patient.site.extent_mm))
-    scan = modalities.ct(patient, replace(patient.studies[0], ct_ratio=0.25), thorax_of)
-    before, after = (dice(segment_ct(scan.hu, scan.spacing_mm, convex_wall=wall), scan.lung) for wall in (False, True))
-    assert after >= 0.95
+def test_of_those_with_a_quarter_infected_two_thirds_keep_it_and_nobody_falls_below_095(
+    at_the_border: dict[float, dict[str, tuple[float, float]]],
+) -> None:
+    found = at_the_border[QUARTER]
+    before, after = np.array(list(found.values())).T
+    assert (after >= 0.97).mean() >= 2 / 3, found
+    assert after.mean() >= 0.97
+    assert after.min() >= 0.95
+    assert after.mean() > before.mean() + 0.015
+
+
+def test_the_worst_phantom_known_gains_much_by_the_convex_wall(
+    at_the_border: dict[float, dict[str, tuple[float, float]]],
+) -> None:
+    before, after = at_the_border[QUARTER]["PH0026"]
+    assert after == min(with_wall for _, with_wall in at_the_border[QUARTER].values())
     assert after > before + 0.015
 
 
-def test_the_convex_wall_leaves_healthy_lungs_alone() -> None:
-    patients = [patient for patient in draw(16, seed=5) if patient.label == "normal"]
-    assert patients
-    for patient in patients:
-        study = patient.studies[0]
-        scan = modalities.ct(patient, study, anatomy.build(patient, study, Grid((96, 96, 96), patient.site.extent_mm)))
+def test_the_convex_wall_leaves_healthy_lungs_alone(drawn: dict[str, tuple[Patient, modalities.Ct]]) -> None:
+    scans = [scan for patient, scan in drawn.values() if patient.label == "normal"]
+    assert scans
+    for scan in scans:
         before, after = (
             dice(segment_ct(scan.hu, scan.spacing_mm, convex_wall=wall), scan.lung) for wall in (False, True)
         )

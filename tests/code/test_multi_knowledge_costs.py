@@ -1,8 +1,6 @@
 """What paper 003's networks cost, on the meta device: parameters, multiplications, what training keeps of a picture.
 
-Multiplications are a forward pass's, of one picture, half of PyTorch's operations. What training keeps is measured by
-autograd's saved tensors, parameters left out and each memory counted once, of a batch of two, halved: 224 pixels a side
-for the classifiers.
+How each is counted: :mod:`tests.costs`. Pictures have 224 pixels a side for the classifiers.
 """
 
 from __future__ import annotations
@@ -10,43 +8,13 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from chestflow.nn.backbones import CHANNELS, Backbone
 from chestflow.nn.inf_net import InfNet
+from tests.costs import kept, multiplications
 from tests.model.knowledge_slices import build, slices
 
 CLASSES = 1000
-
-
-def multiplications(network: nn.Module, *shape: int) -> float:
-    """In 1e9 for one picture."""
-    with FlopCounterMode(display=False) as counter:
-        network.eval()(torch.empty(1, *shape, device="meta"))
-    return float(counter.get_total_flops()) / 2e9
-
-
-def kept(network: nn.Module, *shape: int) -> float:
-    """MiB of one picture in training."""
-    memory: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        if not isinstance(tensor, nn.Parameter):
-            storage = tensor.untyped_storage()
-            memory[storage._cdata] = storage.nbytes()
-            alive.append(storage)  # a freed one's address could be given to another
-        return tensor
-
-    alive: list[torch.UntypedStorage] = []
-    before = torch.are_deterministic_algorithms_enabled()
-    torch.use_deterministic_algorithms(False)  # they keep more for an interpolation, and a training leaves them on
-    try:
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            output = network.train()(torch.empty(2, *shape, device="meta"))
-    finally:
-        torch.use_deterministic_algorithms(before)
-    assert output is not None
-    return sum(memory.values()) / 2 / 2**20
 
 
 @pytest.mark.parametrize(

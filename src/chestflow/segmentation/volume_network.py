@@ -154,11 +154,13 @@ def train(
                     values, masks = values.flip(-1), masks.flip(-1)
                 yield loss(model.network(values), masks)
 
+    model.network.to(memory_format=torch.channels_last_3d)  # more than twice as fast on CPUs
     with pinned_threads(threads):
         fit(
             model.network, losses, course, seed=seed, section=section,
             resume=resume, after_epoch=after_epoch, log=log,
         )  # fmt: skip
+    model.network.to(memory_format=torch.contiguous_format)
 
 
 @torch.no_grad()

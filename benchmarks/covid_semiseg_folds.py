@@ -59,6 +59,7 @@ def run(asked: argparse.Namespace) -> dict[str, Any]:
         sets=own, backbone=asked.backbone, weights=asked.weights, channel=asked.channel, size=asked.size,
         scales=asked.scales, epochs=asked.epochs, lr=asked.lr, batch_size=asked.batch, schedule=asked.schedule,
         weighting=asked.weighting, pseudo=pseudo, kinds=asked.kinds, score_norm=not asked.no_score_norm,
+        amp=asked.amp,
     )  # fmt: skip
     manifest, groups = table_of(asked.root, asked.limit, asked.unlabelled, asked.workers)
     table = candidates(manifest, groups, "ct_slice", own, "infection_mask")
@@ -133,6 +134,7 @@ def main() -> None:
     parser.add_argument("--chunk", type=int, default=100)
     parser.add_argument("--round-epochs", type=int, default=9)
     parser.add_argument("--final", choices=("paper", "pretrain_finetune"), default="paper")
+    parser.add_argument("--amp", choices=("off", "bf16", "native"), default="off", help="precision of the training")
     parser.add_argument("--kinds", action="store_true", help="with the second head: ground glass, consolidation")
     parser.add_argument("--no-score-norm", action="store_true", help="without the batch norm behind each map")
     parser.add_argument("--soft", action="store_true", help="soft pseudo labels")

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from chestflow.config_base import Name, Probability, Range, Section, Share
+from chestflow.config_base import CanBeOff, Name, Probability, Range, Section, Share
 
 #: How many runs an ensemble may join (slots in dvc.yaml).
 MEMBER_SLOTS = 6
@@ -94,7 +94,7 @@ Ensemble = Annotated[
 class Engine(Section):
     device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?|mps)$")
     #: auto: bfloat16 on GPUs, float32 on CPUs; native: on CPUs with units for bfloat16 too, for pictures
-    amp: Literal["auto", "off", "bf16", "native"] = "auto"
+    amp: Annotated[Literal["auto", "off", "bf16", "native"], CanBeOff] = "auto"
     threads: int = Field(2, ge=1)  # pinned: float sums, and so the weights, change with the number of CPU threads
     checkpoint_every: int | None = Field(None, ge=1)  # steps; null checkpoints at the end of each epoch
 

@@ -6,7 +6,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from chestflow.config_base import Name, Section, Share
+from chestflow.config_base import CanBeOff, Name, Section, Share
 
 
 class CxrLungs(Section):
@@ -64,7 +64,8 @@ class InfectionSlices(Section):
     weighting: Literal["applied", "cancelled"] = "applied"  # paper 003; in the code the weights cancel
     threshold: Share = 0.5  # ours
     flips: bool = True  # ours
-    amp: Literal["off", "bf16", "native"] = "off"  # ours: native trains in bfloat16 where the CPU has units for it
+    #: ours: native trains in bfloat16 where the CPU has units for it
+    amp: Annotated[Literal["off", "bf16", "native"], CanBeOff] = "off"
     normal_as_empty: bool = False  # ours: images of label normal train with empty masks
     pseudo: PseudoLabels = PseudoLabels()
 

@@ -155,6 +155,14 @@ def test_a_profile_brings_its_tables_back(repository: Path, tmp_path: Path, monk
     dag.require_current(load(path), tmp_path / dag.FILE)
 
 
+def test_off_without_quotes_is_off(phantom: dict) -> None:
+    """As `dvc exp run -S` leaves it in params.yaml."""
+    written = yaml.safe_load("amp: off")
+    assert written == {"amp": False}
+    params = parse({**phantom, "engine": written, "infection": {"ct_slice": written}})
+    assert params.engine.amp == params.infection.ct_slice.amp == "off"
+
+
 def test_unknown_profile_names_the_known(repository: Path) -> None:
     with pytest.raises(ConfigError, match=r"unknown; known are .*phantom"):
         profiles.read("phantm", repository / "profiles")
